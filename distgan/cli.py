@@ -1,0 +1,151 @@
+"""The command line: a table of commands, and absl flags generated from each command's options.
+
+A command is a module with a dataclass `Options` and a function `run(options, *words)`. Its flags are the fields of
+`Options`, by the dotted names of `config.entries`, so that an option is written down once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+
+from distgan import __version__, registry
+from distgan import config as configs
+from distgan.errors import Exit, UserError
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "train": ("distgan.commands.train", "train; goes on from the newest checkpoint in --run_dir"),
+    "sample": ("distgan.commands.sample", "images from a run's generator: a grid PNG or an .npz"),
+    "presets": ("distgan.commands.presets", "list presets; with a NAME its whole config; with --parts every part"),
+    "benchmark": ("distgan.commands.benchmark", "speed, start-up and memory of a preset on this machine, as JSON"),
+    "doctor": ("distgan.commands.doctor", "what this machine can do"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(words)
+    except Exit as error:
+        print(f"distgan: {error}", file=sys.stderr)
+        return error.code
+    except BrokenPipeError:
+        # The reader of our output left (`| head`); point stdout elsewhere so that closing it does not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(words: list[str]) -> int:
+    if words[:1] == ["--version"]:
+        print(__version__)
+        return 0
+    if not words or words[0] in ("help", "--help", "-h"):
+        print(_overview())
+        return 0
+    command, *rest = words
+    if command not in COMMANDS:
+        raise UserError(f"unknown command {command!r}{registry.suggestion(command, COMMANDS)}")
+    module = importlib.import_module(COMMANDS[command][0])
+    rest, asks_help = _without_help(rest)
+    options, positional = parse(module, rest)
+    if asks_help:
+        print(_help(command, module, options))
+        return 0
+    return module.run(options, *positional) or 0
+
+
+def parse(module: ModuleType, words: Sequence[str]) -> tuple[Any, list[str]]:
+    """The options of a command from its words, and the words that are no flags.
+
+    The flags that exist depend on the parts that are chosen, and the defaults on the preset or the run that is gone on
+    with; so the words are read twice: first only for what decides about flags, then whole.
+
+    Raises:
+      UserError: an unknown flag (with the nearest name), a value that is not allowed, a word too many.
+    """
+    words = flags.FlagValues().read_flags_from_files(list(words), force_gnu=True)
+    base: dict[str, Any] = {}
+    if hasattr(module, "base"):
+        start, _ = _read_flags(list(configs.entries(module.Options())), words, only=("preset", "run_dir"))
+        base = module.base(start.get("preset", ""), start.get("run_dir", ""))
+    choices = {}
+    for entry in configs.entries(configs.build(module.Options, base)):
+        if entry.table:
+            choices.update(_read_flags([entry], words, only=(entry.name,))[0])
+    chosen = configs.build(module.Options, {**base, **choices})
+    given, positional = _read_flags(list(configs.entries(chosen)), words)
+    limit = getattr(module, "MAX_WORDS", 0)
+    if len(positional) > limit:
+        raise UserError(f"unexpected word {positional[limit]!r}; flags are written --name=value")
+    return configs.build(module.Options, {**base, **given}), positional
+
+
+class _Parser(flags.ArgumentParser):
+    """Lets absl read a flag by its config entry."""
+
+    def __init__(self, entry: configs.Entry):
+        self.entry = entry
+
+    def parse(self, argument: Any) -> Any:
+        return self.entry.parse(argument)
+
+    def flag_type(self) -> str:
+        return self.entry.type.__name__
+
+
+def _read_flags(
+    entries: list[configs.Entry], words: Sequence[str], only: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """The values given for the entries (or for `only` these, passing over all else), and the other words."""
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    for entry in entries:
+        if only and entry.name not in only:
+            continue
+        if entry.type is bool:
+            flags.DEFINE_boolean(entry.name, entry.value, entry.doc, flag_values=values)
+        else:
+            flags.DEFINE(_Parser(entry), entry.name, entry.value, entry.doc, flag_values=values)
+    try:
+        positional = values(["distgan", *words], known_only=bool(only))[1:]
+    except flags.UnrecognizedFlagError as error:
+        names = [entry.name for entry in entries]
+        raise UserError(f"unknown flag --{error.flagname}{registry.suggestion(error.flagname, names)[:200]}") from None
+    except flags.IllegalFlagValueError as error:
+        raise UserError(str(error).removeprefix("flag ").replace(": ", " ", 1)) from None
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+    return {name: values[name].value for name in values if values[name].present}, positional
+
+
+def _without_help(words: list[str]) -> tuple[list[str], bool]:
+    rest = [word for word in words if word not in ("--help", "-h", "--helpfull")]
+    return rest, len(rest) < len(words)
+
+
+def _overview() -> str:
+    lines = ["distgan trains GANs on one device or many, and gives the same run on each.", ""]
+    lines += ["usage: distgan COMMAND [--flags]      distgan COMMAND --help", ""]
+    lines += [f"  {name:<10} {doc}" for name, (_, doc) in COMMANDS.items()]
+    return "\n".join(lines)
+
+
+def _help(command: str, module: ModuleType, options: Any) -> str:
+    lines = [COMMANDS[command][1], "", f"usage: distgan {command}{getattr(module, 'USAGE', '')} [--flags]", ""]
+    for entry in configs.entries(options):
+        lines.append(f"  --{entry.name}={_spell(entry.value)}  ({entry.allowed()})")
+        lines.append(f"      {entry.doc}")
+    lines.append("  --flagfile=FILE")
+    lines.append("      read flags from a file, one a line")
+    return "\n".join(lines)
+
+
+def _spell(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

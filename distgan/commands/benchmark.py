@@ -1,0 +1,222 @@
+"""`distgan benchmark`: what a preset costs on this machine, as JSON.
+
+`step` trains the same networks by distgan and by the shortest hand-written loop, in turn in one process, so that the ratio
+holds on a noisy machine. Images are made up in the preset's shape: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distgan import config as configs
+from distgan import presets
+from distgan.commands.train import open_images
+from distgan.config import Config, Part, option
+from distgan.data.arrays import Synthetic
+from distgan.errors import UserError
+from distgan.runtime import devices, topology
+
+_STARTUP_LIMIT_SECONDS = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Config):
+    """What to measure, of which run."""
+
+    what: str = option(
+        "step",
+        "rate beside a hand-written loop; process start to first step; peak memory",
+        choices=("step", "startup", "memory"),
+    )
+    blocks: int = option(10, "alternating blocks of each loop (step)", minimum=1)
+    block_seconds: float = option(3.0, "about how long a block takes (step)", above=0)
+    verbosity: int = option(0, "1 shows TensorFlow's own log", minimum=0, maximum=1)
+
+
+def base(preset: str, run_dir: str) -> dict[str, Any]:
+    """The values that flags stand on."""
+    return presets.preset(preset or presets.DEFAULT)
+
+
+def run(options: Options) -> int:
+    """Measures and prints one JSON object."""
+    config = _without_data(Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)}))
+    if options.what == "startup":
+        result = _startup(config)
+    else:
+        devices.silence(options.verbosity)
+        result = _step(config, options.blocks, options.block_seconds) if options.what == "step" else _memory(config)
+    print(json.dumps({"what": options.what, "preset": options.preset, **result}, indent=1))
+    return 0
+
+
+def _without_data(config: Config) -> Config:
+    """The config with made-up images in place of a source that might download its own."""
+    source = config.data.source.options
+    if not hasattr(source, "native_shape"):
+        return config
+    side, _, channels = source.native_shape
+    made_up = Synthetic(native_resolution=config.data.resolution or side, channels=channels)
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, source=Part("synthetic", made_up), path="")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    runtime: Any
+    images: Any
+    state: Any
+    advance: Callable[[int], None]
+    """Trains a number of steps."""
+
+
+def _open(config: Config) -> _Opened:
+    from distgan.data import pipeline
+    from distgan.training.state import build_state
+    from distgan.training.step import batches_per_step, build_step
+
+    images = open_images(config)
+    runtime = devices.open_runtime(config)
+    found = runtime.topology
+    topology.split_batch(config.train.global_batch, found.num_replicas, config.train.accumulation_steps)
+    state = build_state(config, images.shape, runtime)
+    steps = runtime.compile(build_step(config, state, runtime), batches_per_step(config.train))
+    dataset = pipeline.batches(
+        images, 0, config.data, config.train, found.num_replicas, runtime.local_replicas, config.seed
+    )
+    iterator = runtime.distribute(dataset)
+
+    def advance(count: int) -> None:
+        ok, _, _ = steps(iterator, count)
+        if not ok.numpy():
+            raise UserError("the benchmark's training diverged: choose a smaller --optimizer.learning_rate")
+
+    return _Opened(runtime, images, state, advance)
+
+
+def _step(config: Config, blocks: int, block_seconds: float) -> dict[str, Any]:
+    if config.train.update_order != "simultaneous" or config.train.accumulation_steps != 1:
+        raise UserError(
+            "--what=step compares with a loop for --train.update_order=simultaneous and --train.accumulation_steps=1"
+        )
+    opened = _open(config)
+    if opened.runtime.topology.num_replicas > 1:
+        raise UserError("--what=step compares with a loop for one replica: use --strategy=single")
+    loops = {"distgan": opened.advance, "hand_written": _hand_written(config, opened.images)}
+    for loop in loops.values():
+        loop(1)
+    start = time.perf_counter()
+    loops["hand_written"](4)
+    steps = max(1, round(block_seconds / ((time.perf_counter() - start) / 4)))
+    rates: dict[str, list[float]] = {name: [] for name in loops}
+    for block in range(blocks):
+        for name in list(loops) if block % 2 else reversed(list(loops)):
+            start = time.perf_counter()
+            loops[name](steps)
+            rates[name].append(steps * config.train.global_batch / (time.perf_counter() - start))
+    ratios = [ours / theirs for ours, theirs in zip(rates["distgan"], rates["hand_written"], strict=True)]
+    return {
+        "images_per_second": {name: round(statistics.median(each), 1) for name, each in rates.items()},
+        "ratio": round(statistics.median(ratios), 4),
+        "ratio_range": [round(min(ratios), 4), round(max(ratios), 4)],
+        "blocks": blocks,
+        "steps_per_block": steps,
+    }
+
+
+def _hand_written(config: Config, images: Any) -> Callable[[int], None]:
+    """The shortest loop that trains the same networks by the same losses and optimizers: no average, clock, check or report."""
+    import numpy as np
+    import tensorflow as tf
+
+    from distgan import registry
+    from distgan.models.layers import Pass
+    from distgan.objectives import LOSSES
+    from distgan.training.state import build_network
+
+    loss, batch = registry.resolve(LOSSES, config.objective.loss.name), config.train.global_batch
+    generator = build_network(config, images.shape, "generator", "generator")
+    discriminator = build_network(config, images.shape, "discriminator", "discriminator")
+    optimizers = [config.optimizer.name.options.build(name) for name in ("generator", "discriminator")]
+    networks = [generator, discriminator]
+    for optimizer, network in zip(optimizers, networks, strict=True):
+        optimizer.build(network.trainable_variables)
+    pixels, _ = images.read(np.arange(images.num_images))
+    data = tf.data.Dataset.from_tensor_slices(pixels).shuffle(len(pixels)).repeat().batch(batch, drop_remainder=True)
+    iterator = iter(data.prefetch(2))
+    dtype, latent_size = generator.variable_dtype, config.model.name.options.latent_size
+
+    @tf.function
+    def steps(count: tf.Tensor) -> None:
+        for _ in tf.range(count):
+            reals = tf.cast(next(iterator), dtype) / 127.5 - 1
+            made = Pass(lambda name, shape: tf.random.uniform([batch, *shape]), lambda tensor: tensor, [])
+            with tf.GradientTape() as generator_tape, tf.GradientTape() as discriminator_tape:
+                fakes = generator(tf.random.normal([batch, latent_size], dtype=dtype), context=made)
+                logits = discriminator(reals, context=made)[:, 0], discriminator(fakes, context=made)[:, 0]
+                generator_loss = tf.reduce_mean(loss.generator(*logits))
+                discriminator_loss = tf.reduce_mean(loss.discriminator(*logits))
+            gradients = [
+                generator_tape.gradient(generator_loss, generator.trainable_variables),
+                discriminator_tape.gradient(discriminator_loss, discriminator.trainable_variables),
+            ]
+            for optimizer, network, gradient in zip(optimizers, networks, gradients, strict=True):
+                optimizer.apply(gradient, network.trainable_variables)
+            for moving, value in made.updates:
+                moving.assign(value)
+
+    return lambda count: steps(tf.constant(count)) and None
+
+
+def _memory(config: Config) -> dict[str, Any]:
+    from distgan.training import estimate
+
+    opened = _open(config)
+    opened.advance(8)
+    train, replicas = config.train, opened.runtime.topology.num_replicas
+    micro_batch = topology.split_batch(train.global_batch, replicas, train.accumulation_steps)
+    estimated = estimate.memory_bytes(config, opened.state, opened.images.shape, micro_batch)
+    return {
+        "peak_gib": {name: round(value, 3) for name, value in devices.memory().items()},
+        "estimated_replica_gib": round(sum(estimated.values()) / 2**30, 3),
+    }
+
+
+def _startup(config: Config) -> dict[str, Any]:
+    """Runs `distgan train` for a step in a process of its own, and waits for its first row."""
+    kimg = config.train.global_batch / 1000
+    with tempfile.TemporaryDirectory() as folder:
+        changes = {
+            "preset": "",
+            "run_dir": folder,
+            "tracking.wandb": "disabled",
+            "train.total_kimg": kimg,
+            "train.report_kimg": kimg,
+            "train.sample_kimg": 0.0,
+        }
+        flags = [f"--{name}={value}" for name, value in {**configs.flatten(config), **changes}.items() if value != ""]
+        rows = Path(folder) / "metrics.jsonl"
+        start = time.perf_counter()
+        with (Path(folder) / "output").open("w+") as output:
+            child = subprocess.Popen([sys.executable, "-m", "distgan", "train", *flags], stdout=output, stderr=output)
+            try:
+                while not (rows.exists() and rows.stat().st_size):
+                    if child.poll() is not None or time.perf_counter() - start > _STARTUP_LIMIT_SECONDS:
+                        output.seek(0)
+                        raise UserError(f"the run made no step: {output.read().strip()}")
+                    time.sleep(0.01)
+                seconds = time.perf_counter() - start
+                child.wait(_STARTUP_LIMIT_SECONDS)
+            finally:
+                child.kill()
+    return {"seconds_to_first_step": round(seconds, 2)}

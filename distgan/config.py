@@ -1,0 +1,349 @@
+"""What belongs to a run, as frozen dataclasses: every field has a type, a default, a doc and its limits.
+
+The command line's flags, `config.json`, `--help` and the checks on resume all follow from these fields. A field that holds a
+part (a model, a loss, ...) is chosen by name; the part's own options, declared beside the part, stand next to it:
+`model.name` and `model.width`, `data.source=synthetic` and `data.synthetic.num_images`.
+A config is written as one flat mapping from dotted names to values, the names of the flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from distgan import registry
+from distgan.errors import UserError
+
+C = TypeVar("C")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A chosen part: its name and the dataclass instance with its options (None where it has none)."""
+
+    name: str
+    options: Any = None
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    may_change: bool = False,
+) -> Any:
+    """A field with its doc and limits.
+
+    Args:
+      default: the value, whose type is the field's.
+      doc: one line for `--help`.
+      choices: the allowed words of a string field.
+      minimum: the inclusive lower limit of a number.
+      maximum: the inclusive upper limit of a number.
+      above: the exclusive lower limit of a number.
+      may_change: whether a run may go on with another value; false for all that changes its curve.
+    """
+    limits = {"choices": choices, "minimum": minimum, "maximum": maximum, "above": above}
+    return dataclasses.field(default=default, metadata={"doc": doc, "may_change": may_change, "limits": limits})
+
+
+def part(default: str, table: str, doc: str) -> Any:
+    """A field that holds a `Part`, by default the one called `default` of the table at `module:attribute`."""
+    return dataclasses.field(
+        default_factory=lambda: choose(registry.locate(table), default),
+        metadata={"doc": doc, "may_change": False, "limits": {}, "table": table},
+    )
+
+
+def section(cls: type) -> Any:
+    """A field that holds another dataclass of fields."""
+    return dataclasses.field(default_factory=cls)
+
+
+def choose(table: registry.Table, name: str) -> Part:
+    """The part called `name` with its default options."""
+    cls = registry.options_class(table, name)
+    return Part(name, cls() if cls else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The real images."""
+
+    source: Part = part("digits", "distgan.data:SOURCES", "where the images come from")
+    path: str = option("", "file of the source, where it needs one", may_change=True)
+    resolution: int = option(0, "side of the square images in pixels; 0 keeps the source's own", minimum=0)
+    flip: bool = option(False, "mirror each image left to right with probability 1/2, drawn by image number")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The two networks."""
+
+    name: Part = part("dcgan", "distgan.models:MODELS", "generator and discriminator")
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the networks minimize."""
+
+    loss: Part = part("non_saturating", "distgan.objectives:LOSSES", "adversarial loss, on logits")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How gradients become updates; both networks have one such optimizer each."""
+
+    name: Part = part("adam", "distgan.training.optimizers:OPTIMIZERS", "update rule")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch and cadence. A kimg is 1,000 real images shown to the discriminator."""
+
+    total_kimg: float = option(100.0, "length of the run", above=0, may_change=True)
+    global_batch: int = option(64, "images per update over all replicas", minimum=1)
+    accumulation_steps: int = option(
+        1, "micro-batches per update on each replica, to save memory", minimum=1, may_change=True
+    )
+    update_order: str = option(
+        "simultaneous",
+        "both networks from one forward pass, or the discriminator first",
+        choices=("simultaneous", "alternating"),
+    )
+    discriminator_updates: int = option(1, "discriminator updates per generator update (alternating)", minimum=1)
+    clip_norm: float = option(0.0, "limit of each network's global gradient norm; 0 is none", minimum=0)
+    report_kimg: float = option(1.0, "images between two rows of metrics.jsonl", above=0, may_change=True)
+    sample_kimg: float = option(10.0, "images between two sample grids; 0 is none", minimum=0, may_change=True)
+
+    def requires(self) -> Iterator[str]:
+        """Yields what is wrong with the combination."""
+        if self.update_order == "simultaneous" and self.discriminator_updates != 1:
+            yield (
+                f"--train.discriminator_updates={self.discriminator_updates} needs --train.update_order=alternating: "
+                "simultaneous updates both networks once"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EmaConfig:
+    """The exponential moving average of the generator, which the samples come from."""
+
+    halflife_kimg: float = option(10.0, "images after which a weight counts half", above=0)
+    rampup: float = option(
+        0.05, "the half-life is at most this share of the images seen (Karras et al. 2020); 0 is none", minimum=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When the whole state is saved."""
+
+    every_kimg: float = option(10.0, "images between two checkpoints", above=0, may_change=True)
+    keep: int = option(3, "newest checkpoints to keep", minimum=1, may_change=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class RuntimeConfig:
+    """The machine."""
+
+    logical_cpus: int = option(1, "split the CPU into this many devices, one replica each", minimum=1, may_change=True)
+    profile_steps: str = option("", "FIRST:LAST steps to trace for TensorBoard's profiler, as 100:110", may_change=True)
+
+    def profile_range(self) -> range:
+        """The steps to trace; empty where none are asked for."""
+        first, _, last = self.profile_steps.partition(":")
+        return range(int(first), int(last)) if self.profile_steps else range(0)
+
+    def requires(self) -> Iterator[str]:
+        """Yields what is wrong with the values."""
+        try:
+            good = not self.profile_steps or 0 <= self.profile_range().start < self.profile_range().stop
+        except ValueError:
+            good = False
+        if not good:
+            yield f"--runtime.profile_steps={self.profile_steps} is not FIRST:LAST with 0 <= FIRST < LAST, as 100:110"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingConfig:
+    """Where numbers go besides metrics.jsonl."""
+
+    wandb: str = option(
+        "auto",
+        "Weights & Biases: auto is online where a key is found, offline otherwise",
+        choices=("auto", "online", "offline", "disabled"),
+        may_change=True,
+    )
+    wandb_project: str = option("distgan", "project of the W&B run", may_change=True)
+    wandb_entity: str = option("", "user or team of the W&B run; empty is the key's own", may_change=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    preset: str = option("", "start from a named config, see `distgan presets`", may_change=True)
+    run_dir: str = option("", "where the run is written; by default runs/PRESET", may_change=True)
+    strategy: str = option(
+        "auto",
+        "single device, or mirrored over all GPUs (or logical CPUs) of this machine",
+        choices=("auto", "single", "mirrored"),
+        may_change=True,
+    )
+    seed: int = option(0, "every random number follows from it and the image numbers", minimum=0)
+    precision: str = option(
+        "float32",
+        "of the networks; weights, losses and reductions stay float32 under mixed_bfloat16",
+        choices=("float32", "mixed_bfloat16", "float64"),
+    )
+    jit_compile: bool = option(False, "compile forward and backward passes with XLA", may_change=True)
+    deterministic: bool = option(False, "the same bits in every run on the same machine; slower", may_change=True)
+    data: DataConfig = section(DataConfig)
+    model: ModelConfig = section(ModelConfig)
+    objective: ObjectiveConfig = section(ObjectiveConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    train: TrainConfig = section(TrainConfig)
+    ema: EmaConfig = section(EmaConfig)
+    checkpoint: CheckpointConfig = section(CheckpointConfig)
+    runtime: RuntimeConfig = section(RuntimeConfig)
+    tracking: TrackingConfig = section(TrackingConfig)
+
+
+def images(kimg: float) -> int:
+    """Thousands of images as a whole number of images."""
+    return round(kimg * 1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One field of a config under its dotted name: what a flag needs to know."""
+
+    name: str
+    type: type
+    value: Any
+    doc: str
+    may_change: bool
+    limits: Mapping[str, Any]
+    table: registry.Table | None = None
+
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        if self.table:
+            return f"one of {', '.join(self.table.parts)}, or module:attribute"
+        if self.limits.get("choices"):
+            return f"one of {', '.join(self.limits['choices'])}"
+        words = [_TYPE_NAMES[self.type]]
+        if self.limits.get("minimum") is not None:
+            words.append(f"at least {self.limits['minimum']}")
+        if self.limits.get("above") is not None:
+            words.append(f"above {self.limits['above']}")
+        if self.limits.get("maximum") is not None:
+            words.append(f"at most {self.limits['maximum']}")
+        return ", ".join(words)
+
+    def parse(self, text: Any) -> Any:
+        """The value of a word of the command line or of a JSON value; raises ValueError naming what is allowed."""
+        try:
+            value = _read(self.type, text)
+        except ValueError:
+            raise ValueError(f"is not {self.allowed()}") from None
+        limits = self.limits
+        if self.table and value not in self.table.parts and ":" not in value:
+            raise ValueError(f"is not a {self.table.kind}{registry.suggestion(value, self.table.parts)}")
+        if limits.get("choices") and value not in limits["choices"]:
+            raise ValueError(f"is not {self.allowed()}")
+        low, high, above = limits.get("minimum"), limits.get("maximum"), limits.get("above")
+        inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+        if not inside:
+            raise ValueError(f"is not {self.allowed()}")
+        return value
+
+
+_TYPE_NAMES: Mapping[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _read(kind: type, text: Any) -> Any:
+    if kind is bool:
+        words = {"true": True, "1": True, "false": False, "0": False}
+        if str(text).lower() not in words:
+            raise ValueError
+        return words[str(text).lower()]
+    value = kind(str(text))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def entries(config: Any, prefix: str = "") -> Iterator[Entry]:
+    """Every field of a config and of the parts it chose, in order, as entries with their current values."""
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = prefix + field.name
+        if not field.metadata:
+            yield from entries(value, name + ".")
+            continue
+        doc, may_change, limits = (field.metadata[key] for key in ("doc", "may_change", "limits"))
+        if isinstance(value, Part):
+            table = registry.locate(field.metadata["table"])
+            yield Entry(name, str, value.name, doc, may_change, limits, table)
+            if value.options is not None:
+                yield from entries(value.options, _options_prefix(prefix, field.name, value.name))
+        else:
+            yield Entry(name, hints[field.name], value, doc, may_change, limits)
+
+
+def _options_prefix(prefix: str, field: str, part_name: str) -> str:
+    """`model.` beside a field called `name`; `data.synthetic.` beside one called otherwise."""
+    return prefix if field == "name" else f"{prefix}{part_name.split(':')[-1]}."
+
+
+def build(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
+    """A config from a flat mapping; names that it lacks keep their defaults.
+
+    Raises:
+      UserError: a value that is not allowed, named by its flag.
+    """
+    config = cls()
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        name, value = prefix + field.name, getattr(config, field.name)
+        if not field.metadata:
+            value = build(type(value), values, name + ".")
+        elif isinstance(value, Part):
+            table = registry.locate(field.metadata["table"])
+            chosen = values.get(name, value.name)
+            value = choose(table, chosen)
+            if value.options is not None:
+                options = build(type(value.options), values, _options_prefix(prefix, field.name, chosen))
+                value = dataclasses.replace(value, options=options)
+        elif name in values:
+            value = values[name]
+        config = dataclasses.replace(config, **{field.name: value})  # type: ignore[type-var]
+    for entry in entries(config, prefix):
+        try:
+            entry.parse(entry.value)
+        except ValueError as error:
+            raise UserError(f"--{entry.name}={entry.value} {error}") from None
+    return config
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """The flat mapping of a run's config: what config.json holds; `build` is its inverse."""
+    return {entry.name: entry.value for entry in entries(config)}
+
+
+def problems(config: Config) -> list[str]:
+    """What is wrong with a combination of values, from every section and part that has a `requires`."""
+    found = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if hasattr(value, "requires"):
+            found += list(value.requires())
+    return found

@@ -1,0 +1,138 @@
+"""Sources that fit in memory: scikit-learn's digits, MNIST, CIFAR-10, an .npz file, and made-up images."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from distgan import seeds
+from distgan.config import option
+from distgan.data.source import InMemory
+from distgan.errors import UserError
+
+_DOWNLOAD_SECONDS = 30  # Without an answer for so long a download is given up.
+_LOCK_SECONDS = 600  # Another process of this host may be downloading the same file.
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits:
+    """The 1,797 handwritten digits, 8x8 gray, that scikit-learn carries (UCI ML, Alpaydin and Kaynak 1998)."""
+
+    native_shape: ClassVar = (8, 8, 1)
+
+    def open(self, path: str, resolution: int) -> InMemory:
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)
+        images = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+        return InMemory.of("digits", images, labels, resolution)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mnist:
+    """MNIST's 60,000 training images, 28x28 gray; downloaded once, or --data.path names mnist.npz."""
+
+    native_shape: ClassVar = (28, 28, 1)
+
+    def open(self, path: str, resolution: int) -> InMemory:
+        if path:
+            with _npz("mnist", path, ("x_train", "y_train")) as file:
+                images, labels = file["x_train"], file["y_train"]
+        else:
+            (images, labels), _ = _download("mnist", "mnist.npz", "mnist.npz")
+        return InMemory.of("mnist", images, labels, resolution)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cifar10:
+    """CIFAR-10's 50,000 training images, 32x32 colour; downloaded once, or --data.path names an .npz with x_train, y_train."""
+
+    native_shape: ClassVar = (32, 32, 3)
+
+    def open(self, path: str, resolution: int) -> InMemory:
+        if path:
+            with _npz("cifar10", path, ("x_train", "y_train")) as file:
+                images, labels = file["x_train"], file["y_train"]
+        else:
+            (images, labels), _ = _download("cifar10", "cifar-10-python.tar.gz", "cifar-10-batches-py-target_archive")
+        return InMemory.of("cifar10", images, labels.reshape(-1), resolution)
+
+
+@dataclasses.dataclass(frozen=True)
+class Npz:
+    """--data.path names an .npz with `images` (uint8 [N,H,W] or [N,H,W,C]) and, optionally, `labels` (integers [N])."""
+
+    def open(self, path: str, resolution: int) -> InMemory:
+        if not path:
+            raise UserError("--data.source=npz needs --data.path=FILE.npz")
+        with _npz("npz", path, ("images",)) as file:
+            return InMemory.of(path, file["images"], file.get("labels"), resolution)
+
+
+@dataclasses.dataclass(frozen=True)
+class Synthetic:
+    """Blurred blobs, made up from the image's index: for trials of speed and scale."""
+
+    num_images: int = option(1024, "how many", minimum=1)
+    native_resolution: int = option(32, "side in pixels", minimum=4)
+    channels: int = option(3, "colour planes", minimum=1, maximum=4)
+    num_classes: int = option(10, "labels are the index modulo this; 0 is none", minimum=0)
+
+    def open(self, path: str, resolution: int) -> InMemory:
+        counters = np.arange(self.num_images * 4 * self.channels)
+        draws = (seeds.bits(seeds.key(0, "synthetic"), counters) >> np.uint64(40)) / 2**24
+        x, y, width, height = draws.reshape(4, self.num_images, 1, 1, self.channels).astype(np.float32)
+        axis = (np.arange(self.native_resolution, dtype=np.float32) + 0.5) / self.native_resolution
+        distance = (axis[:, None, None] - y) ** 2 + (axis[:, None] - x) ** 2
+        images = (np.exp(-distance / (0.005 + 0.05 * width)) * (64 + 191 * height)).astype(np.uint8)
+        labels = np.arange(self.num_images) % self.num_classes if self.num_classes else None
+        return InMemory.of("synthetic", images, labels, resolution)
+
+
+def _npz(name: str, path: str, keys: tuple[str, ...]) -> Any:
+    """An open .npz file that has the keys."""
+    try:
+        file = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"--data.path={path} does not exist") from None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"--data.path={path} is not a readable .npz file: {str(error).splitlines()[0]}") from None
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise UserError(f"--data.path={path} is not an .npz file")
+    missing = [key for key in keys if key not in file]
+    if missing:
+        file.close()
+        raise UserError(
+            f"--data.path={path} lacks {', '.join(missing)} for {name}; it has {', '.join(file.files) or 'nothing'}"
+        )
+    return file
+
+
+def _download(name: str, published: str, cached: str) -> Any:
+    """keras.datasets' arrays, downloaded once per host; `cached` is the name by which Keras keeps the published file."""
+    import keras
+    from filelock import FileLock, Timeout
+
+    load: Callable[[], Any] = getattr(keras.datasets, name).load_data
+    folder = Path(keras.config.keras_home()) / "datasets"
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_SECONDS)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{name}.lock", timeout=_LOCK_SECONDS):
+            return load()
+    except Timeout:
+        raise UserError(f"{name}: another process has held {folder / name}.lock for {_LOCK_SECONDS} seconds") from None
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{name} cannot be downloaded ({reason}); put {published} at {folder / cached}, or name an .npz by --data.path"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,51 @@
+"""Which image of the data set is image number k of the run, and which numbers are whose. Pure integers.
+
+Image numbers count on through all epochs: number k is place k mod n of epoch k // n. Each epoch has its own permutation,
+worked out for any k at once and without a table: a Feistel network over the smallest even-bit domain that holds n, walked
+on until the value is below n (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distgan import seeds
+
+_ROUNDS = 8
+
+
+def permute(places: np.ndarray, size: int, key: int) -> np.ndarray:
+    """A permutation of range(size), keyed by a 64-bit key, at the given places (int64 [N], each below `size`)."""
+    half_bits = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    round_keys = seeds.bits(key, np.arange(_ROUNDS))
+    values = places.astype(np.uint64)
+    outside = np.ones(values.shape, bool)
+    while outside.any():
+        left, right = values[outside] >> half_bits, values[outside] & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (seeds.bits(int(round_key), right) & mask)
+        values[outside] = left << half_bits | right
+        outside = values >= size
+    return values.astype(np.int64)
+
+
+def dataset_indices(image_numbers: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """The index in a data set of `size` images of each image number of the run (int64 [N] -> int64 [N])."""
+    epochs, places = np.divmod(image_numbers, size)
+    indices = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        members = epochs == epoch
+        indices[members] = permute(places[members], size, seeds.key(seed, f"order/{epoch}"))
+    return indices
+
+
+def share(batch: int, global_batch: int, micro_batches: int, num_replicas: int, replica: int) -> np.ndarray:
+    """The image numbers that one replica sees of batch number `batch`: int64 [micro_batches, M].
+
+    Micro-batch i of all replicas together is the i-th contiguous part of the global batch, so that what depends on who
+    shares a micro-batch (batch norm) does not depend on the number of replicas.
+    """
+    size = global_batch // (micro_batches * num_replicas)
+    first = batch * global_batch + np.arange(micro_batches, dtype=np.int64) * size * num_replicas + replica * size
+    return first[:, None] + np.arange(size, dtype=np.int64)

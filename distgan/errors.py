@@ -1,0 +1,25 @@
+"""How a command ends when it does not end well: one exception per exit code, each told in one line without a traceback."""
+
+
+class Exit(Exception):
+    """Ends the program with `code` after printing the message."""
+
+    code = 1
+
+
+class UserError(Exit):
+    """A mistake in a flag, the config or the data: names what was given and what is allowed."""
+
+    code = 2
+
+
+class Diverged(Exit):
+    """A loss or a gradient was not finite; the weights are those before the step, and the evidence is saved."""
+
+    code = 3
+
+
+class Stopped(Exit):
+    """SIGTERM or SIGINT was answered and the run is saved: starting it again goes on."""
+
+    code = 75

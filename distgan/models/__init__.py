@@ -1,0 +1,5 @@
+"""Networks: latents and labels to images, images and labels to logits."""
+
+from distgan.registry import Table
+
+MODELS = Table("model", {"dcgan": "distgan.models.dcgan:Dcgan"})

@@ -1,0 +1,105 @@
+"""Layers that know more than their input: dropout keyed by image number, batch norm over the global batch.
+
+Everything here is single-device code. What a layer may know beyond its input comes with the call, in a `Pass`: how to draw
+a number that belongs to an image, how to sum over replicas, where to leave what it observed.
+Letters in shapes: N images, H, W, C; Z latent size; K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One forward pass in training."""
+
+    uniform: Callable[[str, tuple[int, ...]], tf.Tensor]
+    """(layer name, per-image shape) -> uniform [0, 1) float32 [N, *shape], keyed by the pass, the layer and the images."""
+    sum_over_replicas: Callable[[tf.Tensor], tf.Tensor]
+    """The sum of a tensor over all replicas; differentiable."""
+    updates: list[tuple[keras.Variable, tf.Tensor]]
+    """Layers append (moving statistic, its next value); the step decides what becomes of them, so that a pass itself
+    changes nothing. Where several passes give one statistic a value, it takes their mean."""
+
+
+class BatchNorm(keras.layers.Layer):
+    """Batch normalization over the global batch, however many replicas share it (Ioffe and Szegedy 2015).
+
+    Moments are taken per channel in float32 (float64 for float64 inputs), with one sum over replicas a pass.
+    """
+
+    def __init__(self, momentum: float = 0.99, epsilon: float = 1e-3, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.momentum = momentum
+        self.epsilon = epsilon
+
+    def build(self, input_shape: Sequence[int]) -> None:
+        channels = (input_shape[-1],)
+        self.gamma = self.add_weight(shape=channels, initializer="ones", name="gamma", autocast=False)
+        self.beta = self.add_weight(shape=channels, initializer="zeros", name="beta", autocast=False)
+        self.moving_mean = self.add_weight(
+            shape=channels, initializer="zeros", name="moving_mean", trainable=False, autocast=False
+        )
+        self.moving_variance = self.add_weight(
+            shape=channels, initializer="ones", name="moving_variance", trainable=False, autocast=False
+        )
+
+    def call(self, inputs: tf.Tensor, context: Pass | None = None) -> tf.Tensor:
+        x = tf.cast(inputs, self.variable_dtype)
+        mean, variance = self.moving_mean.value, self.moving_variance.value
+        if context is not None:
+            mean, variance = self._global_moments(x, context)
+            for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                context.updates.append((moving, moving + (value - moving) * (1 - self.momentum)))
+        normalized = tf.nn.batch_normalization(x, mean, variance, self.beta.value, self.gamma.value, self.epsilon)
+        return tf.cast(normalized, inputs.dtype)
+
+    def _global_moments(self, x: tf.Tensor, context: Pass) -> tuple[tf.Tensor, tf.Tensor]:
+        axes = list(range(x.shape.rank - 1))
+        mean, variance = tf.nn.moments(x, axes)
+        # Local moments are merged as deviations from the moving mean, which all replicas share: E[x^2] - E[x]^2 of the
+        # values themselves would cancel where the mean is large against the deviation.
+        shift = tf.stop_gradient(self.moving_mean.value)
+        count = tf.cast(tf.size(x) / x.shape[-1], x.dtype)
+        deviation = mean - shift
+        local = tf.stack([deviation, variance + deviation**2, tf.ones_like(mean)]) * count
+        total = context.sum_over_replicas(local)
+        deviation, square, _ = tf.unstack(total / total[2])
+        return shift + deviation, tf.maximum(square - deviation**2, 0)
+
+
+class Dropout(keras.layers.Layer):
+    """Dropout whose mask belongs to the image: image number k meets the same mask on any replica (Srivastava et al. 2014).
+
+    Keras' own layer draws the same mask on every replica.
+    """
+
+    def __init__(self, rate: float, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.rate = rate
+
+    def call(self, inputs: tf.Tensor, context: Pass | None = None) -> tf.Tensor:
+        if context is None or not self.rate:
+            return inputs
+        kept = context.uniform(self.name, tuple(inputs.shape[1:])) >= self.rate
+        return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
+
+
+class Chain(keras.Model):
+    """Layers one after the other, each given the pass if it takes one; the result in float32 (or float64)."""
+
+    def __init__(self, layers: Sequence[keras.layers.Layer], name: str):
+        super().__init__(name=name)
+        self.chain = list(layers)
+
+    def call(self, inputs: tf.Tensor, labels: tf.Tensor | None = None, context: Pass | None = None) -> tf.Tensor:
+        x = inputs
+        for layer in self.chain:
+            x = layer(x, context=context) if isinstance(layer, BatchNorm | Dropout) else layer(x)
+        return tf.cast(x, self.variable_dtype)

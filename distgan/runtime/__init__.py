@@ -1,0 +1,1 @@
+"""Who am I, and how do numbers cross replicas."""

@@ -1,0 +1,85 @@
+"""One object for where numbers and pictures go; a worker that writes nothing has the same object, empty."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+Row = Mapping[str, float]
+
+
+class Sink(Protocol):
+    """A place for rows and pictures."""
+
+    def row(self, row: Row) -> None:
+        """Takes one report; `progress/images_seen` is its place on the axis."""
+
+    def picture(self, name: str, path: Path, images_seen: int) -> None:
+        """Takes a picture file, as `samples/ema_grid`."""
+
+    def close(self, exit_code: int) -> None:
+        """Ends with the exit code of the run."""
+
+
+class Tracker:
+    """Hands rows and pictures to every sink, once: what a restart works out again is not written again."""
+
+    def __init__(self, sinks: Sequence[Sink], seen_before: int = -1):
+        self.sinks = sinks
+        self.seen_before = seen_before
+
+    def row(self, row: Row) -> None:
+        """Takes one report, unless an earlier start of the run has written its place on the axis."""
+        if row["progress/images_seen"] > self.seen_before:
+            self.seen_before = int(row["progress/images_seen"])
+            for sink in self.sinks:
+                sink.row(row)
+
+    def picture(self, name: str, path: Path, images_seen: int) -> None:
+        """Takes a picture file."""
+        for sink in self.sinks:
+            sink.picture(name, path, images_seen)
+
+    def close(self, exit_code: int) -> None:
+        """Ends every sink."""
+        for sink in self.sinks:
+            sink.close(exit_code)
+
+
+class JsonLines:
+    """`metrics.jsonl`: a JSON object a row, appended. A last line that a kill has torn is cut off."""
+
+    def __init__(self, path: Path):
+        self.last_images_seen = -1
+        whole = 0
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                row = _parse(line)
+                if row is None:
+                    break
+                whole += len(line)
+                self.last_images_seen = row["progress/images_seen"]
+        self.file = path.open("ab")
+        self.file.truncate(whole)
+
+    def row(self, row: Row) -> None:
+        # JSON has no NaN and no infinity: what is not finite is written as null.
+        finite = {key: value if abs(value) < float("inf") else None for key, value in row.items()}
+        self.file.write(json.dumps(finite).encode() + b"\n")
+        self.file.flush()
+
+    def picture(self, name: str, path: Path, images_seen: int) -> None:
+        """Pictures lie beside the file already."""
+
+    def close(self, exit_code: int) -> None:
+        self.file.close()
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        row = json.loads(line)
+        return row if line.endswith(b"\n") and "progress/images_seen" in row else None
+    except ValueError:
+        return None

@@ -1,0 +1,125 @@
+"""Checkpoints: directories that are there only when they are whole.
+
+One is written under a temporary name, forced to the disk and renamed; its manifest, written last, holds a SHA-256 of the
+data. A directory is named by the images seen, so the newest is the last by name. Nothing in it depends on the strategy or
+the number of replicas: arrays by name, read without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from distgan.tracking.console import log
+
+_STATE = "state.safetensors"
+_MANIFEST = "manifest.json"
+_TEMPORARY = ".tmp-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What one holds."""
+
+    arrays: Mapping[str, np.ndarray]
+    """Every variable of the state, by name."""
+    info: Mapping[str, Any]
+    """`images_seen`, `data_fingerprint` and whatever else explains it."""
+
+
+def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Saves a checkpoint and removes all but the newest `keep`; returns its directory.
+
+    Raises:
+      OSError: the disk is full or not writable; the checkpoints that were there are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{checkpoint.info['images_seen']:012d}"
+    for left_over in folder.glob(_TEMPORARY + "*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    if _is_good(target):
+        return target
+    temporary = folder / (_TEMPORARY + target.name)
+    try:
+        temporary.mkdir()
+        data = save({name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()})
+        _write_through(temporary / _STATE, data)
+        manifest = {**checkpoint.info, "sha256": {_STATE: hashlib.sha256(data).hexdigest()}}
+        _write_through(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
+        _sync(temporary)
+        _remove(target)
+        temporary.rename(target)
+        _sync(folder)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in whole(folder)[:-keep]:
+        _remove(old)
+    return target
+
+
+def whole(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(path.parent for path in folder.glob(f"*/{_MANIFEST}") if path.parent.name.isdigit())
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is what its manifest says; None where there is none. Damaged ones are named and passed over."""
+    for path in reversed(whole(folder)):
+        try:
+            return read(path)
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("checkpoint %s is damaged (%s): going back to the one before", path, error)
+    return None
+
+
+def read(path: Path) -> Checkpoint:
+    """The checkpoint in a directory.
+
+    Raises:
+      OSError, ValueError, KeyError: it is not what its manifest says.
+    """
+    info = json.loads((path / _MANIFEST).read_text())
+    data = (path / _STATE).read_bytes()
+    if hashlib.sha256(data).hexdigest() != info.pop("sha256")[_STATE]:
+        raise ValueError(f"{_STATE} has another SHA-256")
+    return Checkpoint(load(data), info)
+
+
+def _is_good(path: Path) -> bool:
+    try:
+        return bool(read(path).info)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Removes a directory under another name, so that no part of it is ever taken for a checkpoint."""
+    if path.exists():
+        doomed = path.with_name(f"{_TEMPORARY}removed-{path.name}")
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,132 @@
+"""The run directory: who may write it, which run lives in it, and where in it everything lies."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from distgan import config as configs
+from distgan.config import Config
+from distgan.errors import UserError
+
+_RECORDED = ("distgan", "tensorflow", "tensorflow-cpu", "keras", "numpy", "wandb")
+
+
+class RunDir:
+    """A directory opened for writing by one process; see `read_config` for reading."""
+
+    def __init__(self, path: Path, config: Config, data_fingerprint: str):
+        """Makes or goes on with a run.
+
+        Raises:
+          UserError: it cannot be written, another process writes it, or it holds another run.
+        """
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(path / ".lock", timeout=0)
+            self._lock.acquire()
+            self.starts = self._record(config, data_fingerprint)
+        except Timeout:
+            raise UserError(f"--run_dir={path} is in use: another process trains there") from None
+        except OSError as error:
+            raise UserError(f"--run_dir={path} cannot be written: {error.strerror}") from None
+
+    def sample_path(self, images_seen: int) -> Path:
+        """Where the grid of an image count lies."""
+        return self.path / "samples" / f"{images_seen // 1000:06d}.png"
+
+    def close(self) -> None:
+        """Lets another process in."""
+        self._lock.release()
+
+    def _record(self, config: Config, data_fingerprint: str) -> int:
+        """Writes config.json with this start; returns how many starts there were before."""
+        path = self.path / "config.json"
+        flat = configs.flatten(config)
+        starts: list[Mapping[str, Any]] = []
+        if path.exists():
+            old = _load(path)
+            changed = list(differences(old["config"], config))
+            if changed:
+                raise UserError(
+                    f"--run_dir={self.path} holds another run: {', '.join(changed)}; choose another --run_dir"
+                )
+            if old["data_fingerprint"] != data_fingerprint:
+                raise UserError(
+                    f"--run_dir={self.path} holds a run on other data than --data.source and --data.path give"
+                )
+            starts = old["starts"]
+        now = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "versions": versions(),
+            "git_revision": _git_revision(),
+        }
+        content = {"config": flat, "data_fingerprint": data_fingerprint, "starts": [*starts, now]}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.rename(path)
+        return len(starts)
+
+
+def differences(old: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """Yields `name=old (now new)` for every field that a run may not change and that differs."""
+    entries = {entry.name: entry for entry in configs.entries(config)}
+    for name in sorted(old.keys() | entries.keys()):
+        before, after = old.get(name), entries[name].value if name in entries else None
+        if before != after and not (name in entries and entries[name].may_change):
+            yield f"{name}={before} (now {after})"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The flat config of the run in a directory; empty where there is none.
+
+    Raises:
+      UserError: config.json is not readable.
+    """
+    file = path / "config.json"
+    return _load(file)["config"] if file.exists() else {}
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what decides a run's numbers."""
+    found = {"python": sys.version.split()[0]}
+    for package in _RECORDED:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        return {key: content[key] for key in ("config", "data_fingerprint", "starts")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _git_revision() -> str | None:
+    """The commit of the checkout that this package runs from; None where it is installed."""
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

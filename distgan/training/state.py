@@ -1,0 +1,108 @@
+"""Everything that a run's future depends on, in one place: what a checkpoint holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from distgan import seeds
+from distgan.config import Config
+from distgan.runtime.base import Runtime
+from distgan.training.step import NETWORKS, measured_keys
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The networks, their optimizers, the clock and the report in the making."""
+
+    generator: Any
+    discriminator: Any
+    generator_ema: Any
+    """The average of `generator`, moving statistics among it; what samples come from."""
+    optimizers: Mapping[str, keras.optimizers.Optimizer]
+    """One for each of NETWORKS."""
+    step: tf.Variable
+    """int64: passes over the phases so far."""
+    images_seen: tf.Variable
+    """int64: real images shown to the discriminator so far, by all replicas."""
+    report_totals: tf.Variable
+    """float64 [K]: sums over the steps since the last row, in the order of `measured_keys`."""
+    report_steps: tf.Variable
+    """float64: steps since the last row."""
+
+    def network(self, name: str) -> Any:
+        """The network called `name`, one of NETWORKS."""
+        return {"generator": self.generator, "discriminator": self.discriminator}[name]
+
+    def variables(self) -> dict[str, tf.Variable]:
+        """Every variable by a name that does not depend on strategy or version."""
+        named: dict[str, tf.Variable] = {}
+        for network in (self.generator, self.discriminator, self.generator_ema):
+            named |= {variable.path: variable.value for variable in network.variables}
+        for optimizer in self.optimizers.values():
+            named |= {f"optimizer/{variable.path}": variable.value for variable in optimizer.variables}
+        for name in ("step", "images_seen", "report_totals", "report_steps"):
+            named[name] = getattr(self, name)
+        return named
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """A copy of every variable in host memory."""
+        return {name: np.array(variable.numpy()) for name, variable in self.variables().items()}
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Sets every variable, on every replica.
+
+        Raises:
+          ValueError: the names or shapes are not this state's.
+        """
+        named = self.variables()
+        if named.keys() != arrays.keys():
+            raise ValueError(f"other variables: {', '.join(sorted(named.keys() ^ arrays.keys())[:4])}")
+        for name, variable in named.items():
+            if tuple(variable.shape) != arrays[name].shape:
+                raise ValueError(f"{name} is {list(variable.shape)} here and {list(arrays[name].shape)} there")
+        for name, variable in named.items():
+            variable.assign(arrays[name])
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Trainable numbers of each network."""
+        return {name: sum(int(np.prod(v.shape)) for v in self.network(name).trainable_variables) for name in NETWORKS}
+
+
+def build_network(config: Config, image_shape: tuple[int, int, int], kind: str, name: str) -> Any:
+    """A network with fresh weights: `kind` is one of NETWORKS, equal seeds give equal weights."""
+    keras.utils.set_random_seed(seeds.integer(config.seed, f"weights/{kind}"))
+    model = config.model.name.options
+    if kind == "generator":
+        network = model.generator(image_shape, name)
+        network(tf.zeros([1, model.latent_size], keras.config.floatx()))
+    else:
+        network = model.discriminator(image_shape, name)
+        network(tf.zeros([1, *image_shape], keras.config.floatx()))
+    return network
+
+
+def build_state(config: Config, image_shape: tuple[int, int, int], runtime: Runtime) -> TrainState:
+    """The state of a run before its first step."""
+    with runtime.scope():
+        networks = {name: build_network(config, image_shape, name, name) for name in NETWORKS}
+        generator_ema = build_network(config, image_shape, "generator", "generator_ema")
+        optimizers = {}
+        for name, network in networks.items():
+            optimizers[name] = config.optimizer.name.options.build(name)
+            optimizers[name].build(network.trainable_variables)
+        return TrainState(
+            generator=networks["generator"],
+            discriminator=networks["discriminator"],
+            generator_ema=generator_ema,
+            optimizers=optimizers,
+            step=tf.Variable(0, dtype=tf.int64, trainable=False),
+            images_seen=tf.Variable(0, dtype=tf.int64, trainable=False),
+            report_totals=tf.Variable(tf.zeros([len(measured_keys(config.train))], tf.float64), trainable=False),
+            report_steps=tf.Variable(0, dtype=tf.float64, trainable=False),
+        )

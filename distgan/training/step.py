@@ -1,0 +1,226 @@
+"""One training step, as every replica runs it: for each phase, gradients of its micro-batches, one sum, one update.
+
+The order within a phase carries the promises: losses are sums over examples divided by the global batch, so that one sum
+over replicas is the mean over the global batch whatever the shares are; what is checked for finiteness, measured, clipped
+and applied is that reduced gradient, the same on every replica.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from distgan import registry, seeds
+from distgan.config import Config, TrainConfig
+from distgan.errors import UserError
+from distgan.models.layers import BatchNorm, Pass
+from distgan.objectives import LOSSES
+from distgan.runtime.base import Runtime, Step
+from distgan.training import ema
+
+if TYPE_CHECKING:
+    from distgan.training.state import TrainState
+
+NETWORKS = ("discriminator", "generator")
+_MEASURED = {
+    "discriminator": ("loss/discriminator", "d_logits/real_mean", "d_logits/fake_mean", "d_sign/real", "d_sign/fake"),
+    "generator": ("loss/generator",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One update within a step."""
+
+    name: str
+    trains: tuple[str, ...]
+    """The networks that are updated, of NETWORKS, from one forward pass."""
+    takes_batch: bool
+    """Whether it takes fresh real images, or looks at those of the phase before."""
+
+
+def phases(train: TrainConfig) -> tuple[Phase, ...]:
+    """The phases of a step, in order."""
+    if train.update_order == "simultaneous":
+        return (Phase("both", NETWORKS, takes_batch=True),)
+    first = [Phase(f"discriminator{i}", ("discriminator",), True) for i in range(train.discriminator_updates)]
+    return (*first, Phase("generator", ("generator",), takes_batch=False))
+
+
+def batches_per_step(train: TrainConfig) -> int:
+    """Global batches of real images that a step shows."""
+    return sum(phase.takes_batch for phase in phases(train))
+
+
+def measured_keys(train: TrainConfig) -> tuple[tuple[str, str], ...]:
+    """(phase, key) of everything that a step measures, in the order of its evidence vector."""
+    return tuple((phase.name, key) for phase in phases(train) for key in _keys(phase))
+
+
+def _keys(phase: Phase) -> list[str]:
+    measured = [key for name in phase.trains for key in _MEASURED[name]]
+    return measured + [f"grad_norm/{name}" for name in phase.trains]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a micro-batch gives, or the sum of several; every number already divided by the global batch."""
+
+    gradients: dict[str, list[tf.Tensor]]
+    """For each trained network, in the order of its trainable variables."""
+    measured: tf.Tensor
+    """Sums over the micro-batch of the phase's measured values, [M]."""
+    statistics: dict[str, tf.Tensor]
+    """The next value of each moving statistic of the trained networks, by its path."""
+
+
+def to_signed(images: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """uint8 images in [0, 255] -> [-1, 1]."""
+    return tf.cast(images, dtype) / 127.5 - 1
+
+
+def build_step(config: Config, state: TrainState, runtime: Runtime) -> Step:
+    """The step function of a run.
+
+    Raises:
+      UserError: XLA is asked to compile a sum over replicas.
+    """
+    if config.jit_compile and runtime.topology.num_replicas > 1:
+        _refuse_compiled_batch_norm(state, runtime)
+    plan = phases(config.train)
+    passes = [_Phase(phase, config, state, runtime) for phase in plan]
+    images_per_step = config.train.global_batch * batches_per_step(config.train)
+
+    @tf.autograph.experimental.do_not_convert
+    def step(batches: Sequence[Any]) -> tuple[tf.Tensor, tf.Tensor]:
+        ok = tf.constant(True)
+        evidence = []
+        taken = iter(batches)
+        batch = None
+        for phase in passes:
+            batch = next(taken) if phase.phase.takes_batch else batch
+            ok, measured = phase.run(batch, ok)
+            evidence.append(measured)
+        measured = tf.cast(tf.concat(evidence, axis=0), tf.float64)
+
+        images_seen = state.images_seen + images_per_step
+        share = tf.where(ok, ema.amount(config.ema, images_seen, images_per_step), 0)
+        averages = [variable.value for variable in state.generator_ema.variables]
+        current = [variable.value for variable in state.generator.variables]
+        moved = [a + (w - a) * tf.cast(share, a.dtype) for a, w in zip(averages, current, strict=True)]
+        gate = tf.cast(ok, tf.int64)
+        runtime.assign(
+            [*averages, state.step, state.images_seen, state.report_totals, state.report_steps],
+            [
+                *moved,
+                state.step + gate,
+                state.images_seen + gate * images_per_step,
+                state.report_totals + tf.where(ok, measured, 0),
+                state.report_steps + tf.cast(gate, tf.float64),
+            ],
+        )
+        return ok, measured
+
+    return step
+
+
+class _Phase:
+    """A phase with what it works on."""
+
+    def __init__(self, phase: Phase, config: Config, state: TrainState, runtime: Runtime):
+        self.phase = phase
+        self.config = config
+        self.state = state
+        self.runtime = runtime
+        self.loss = registry.resolve(LOSSES, config.objective.loss.name)
+        self.variables = {name: [v.value for v in state.network(name).trainable_variables] for name in phase.trains}
+        self.statistics = {
+            v.path: v.value for name in phase.trains for v in state.network(name).non_trainable_variables
+        }
+        self.gradients = tf.function(self._gradients, jit_compile=True) if config.jit_compile else self._gradients
+
+    def run(self, batch: Any, ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Updates the trained networks if all is finite so far; returns whether it still is, and what was measured (`_keys`)."""
+        outcome = self._accumulate(batch)
+        *gradients, measured = self.runtime.sum([*tf.nest.flatten(outcome.gradients), outcome.measured])
+        reduced = tf.nest.pack_sequence_as(outcome.gradients, gradients)
+        norms = {name: tf.linalg.global_norm(reduced[name]) for name in self.phase.trains}
+        measured = tf.concat([measured, tf.stack(list(norms.values()))], axis=0)
+        ok = ok & tf.reduce_all(tf.math.is_finite(measured))
+        for name in self.phase.trains:
+            clipped = _clip(reduced[name], norms[name], self.config.train.clip_norm)
+            self.runtime.apply(self.state.optimizers[name], clipped, self.variables[name], ok)
+        moving = [self.statistics[path] for path in outcome.statistics]
+        following = [tf.where(ok, value, old) for value, old in zip(outcome.statistics.values(), moving, strict=True)]
+        self.runtime.assign(moving, following)
+        return ok, measured
+
+    def _accumulate(self, batch: Any) -> Outcome:
+        """The sum over the share's micro-batches, one after the other so that only one is in memory."""
+        steps = batch.images.shape[0]
+        total: Any = None
+        for index in range(steps):
+            with tf.control_dependencies(tf.nest.flatten(total) if total is not None else []):
+                # The identity holds the micro-batch back until the one before is done.
+                images = tf.identity(batch.images[index])
+                outcome = self.gradients(images, batch.labels[index], batch.first[index])
+            total = outcome if total is None else tf.nest.map_structure(tf.add, total, outcome)
+        gradients, measured, statistics = total
+        return Outcome(gradients, measured, {path: value / steps for path, value in statistics.items()})
+
+    def _gradients(self, images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> Any:
+        """Forward and backward pass of one micro-batch; returns the fields of an Outcome."""
+        state, count, global_batch = self.state, images.shape[0], self.config.train.global_batch
+        dtype = state.discriminator.variable_dtype
+        passes = {name: self._pass(name, first, count) for name in ("generator", "real", "fake")}
+        latents = seeds.normal(self._key("latents"), first, count, (self.config.model.name.options.latent_size,))
+        reals = to_signed(images, dtype)
+        with tf.GradientTape() as generator_tape, tf.GradientTape() as discriminator_tape:
+            fakes = state.generator(tf.cast(latents, dtype), labels, context=passes["generator"])
+            real_logits = state.discriminator(reals, labels, context=passes["real"])[:, 0]
+            fake_logits = state.discriminator(fakes, labels, context=passes["fake"])[:, 0]
+            losses = {
+                "discriminator": self.loss.discriminator(real_logits, fake_logits) / global_batch,
+                "generator": self.loss.generator(real_logits, fake_logits) / global_batch,
+            }
+        tapes = {"discriminator": discriminator_tape, "generator": generator_tape}
+        gradients = {name: tapes[name].gradient(losses[name], self.variables[name]) for name in self.phase.trains}
+        measured = {"generator": [losses["generator"]]}
+        measured["discriminator"] = [losses["discriminator"]] + [
+            values / global_batch for values in (real_logits, fake_logits, tf.sign(real_logits), tf.sign(fake_logits))
+        ]
+        sums = tf.stack([tf.reduce_sum(values) for name in self.phase.trains for values in measured[name]])
+        updates: dict[str, list[tf.Tensor]] = {}
+        for variable, value in (update for made in passes.values() for update in made.updates):
+            if variable.path in self.statistics:
+                updates.setdefault(variable.path, []).append(value)
+        return gradients, sums, {path: tf.add_n(values) / len(values) for path, values in updates.items()}
+
+    def _pass(self, name: str, first: tf.Tensor, count: int) -> Pass:
+        """A training pass, its noise keyed by its name."""
+
+        def uniform(layer: str, shape: tuple[int, ...]) -> tf.Tensor:
+            return seeds.uniform(self._key(f"{name}/{layer}"), first, count, shape)
+
+        return Pass(uniform, lambda tensor: self.runtime.sum([tensor])[0], updates=[])
+
+    def _key(self, purpose: str) -> int:
+        return seeds.key(self.config.seed, f"{self.phase.name}/{purpose}")
+
+
+def _clip(gradients: list[tf.Tensor], norm: tf.Tensor, limit: float) -> list[tf.Tensor]:
+    """Gradients scaled so that their global norm is at most `limit`; 0 is no limit."""
+    return [gradient * (limit / tf.maximum(norm, limit)) for gradient in gradients] if limit else gradients
+
+
+def _refuse_compiled_batch_norm(state: TrainState, runtime: Runtime) -> None:
+    for network in (state.generator, state.discriminator):
+        for layer in network.chain:
+            if isinstance(layer, BatchNorm):
+                raise UserError(
+                    f"--jit_compile does not go with {runtime.topology.num_replicas} replicas here: {layer.path} sums over "
+                    "replicas within the compiled pass; drop --jit_compile, or use --strategy=single"
+                )
