@@ -70,7 +70,10 @@ def parse(module: ModuleType, words: Sequence[str]) -> tuple[Any, list[str]]:
     Raises:
       UserError: an unknown flag (with the nearest name), a value that is not allowed, a word too many.
     """
-    words = flags.FlagValues().read_flags_from_files(list(words), force_gnu=True)
+    try:
+        words = flags.FlagValues().read_flags_from_files(list(words), force_gnu=True)
+    except flags.Error as error:
+        raise UserError(str(error)) from None
     base: dict[str, Any] = {}
     if hasattr(module, "base"):
         start, _ = _read_flags(list(configs.entries(module.Options())), words, only=("preset", "run_dir"))

@@ -16,7 +16,19 @@ DEFAULT = "digits-dcgan"
 
 def digits_dcgan() -> dict[str, Any]:
     """The article's DCGAN on scikit-learn's 1,797 handwritten digits: learns on a laptop's CPU, offline."""
-    return {"data.source": "digits", "data.resolution": 16}
+    return {
+        "data.source": "digits",
+        "data.resolution": 16,
+        "model.width": 32,
+        "model.leaky_slope": 0.2,
+        "model.batch_norm_momentum": 0.9,
+        "optimizer.learning_rate": 5e-4,
+        "optimizer.beta_1": 0.5,
+        "train.total_kimg": 160.0,
+        "train.report_kimg": 2.0,
+        "train.sample_kimg": 20.0,
+        "checkpoint.every_kimg": 20.0,
+    }
 
 
 def mnist_dcgan() -> dict[str, Any]:

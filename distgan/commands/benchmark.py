@@ -83,14 +83,14 @@ class _Opened:
 def _open(config: Config) -> _Opened:
     from distgan.data import pipeline
     from distgan.training.state import build_state
-    from distgan.training.step import batches_per_step, build_step
+    from distgan.training.step import compile_steps
 
     images = open_images(config)
     runtime = devices.open_runtime(config)
     found = runtime.topology
     topology.split_batch(config.train.global_batch, found.num_replicas, config.train.accumulation_steps)
     state = build_state(config, images.shape, runtime)
-    steps = runtime.compile(build_step(config, state, runtime), batches_per_step(config.train))
+    steps = compile_steps(config, state, runtime)
     dataset = pipeline.batches(
         images, 0, config.data, config.train, found.num_replicas, runtime.local_replicas, config.seed
     )

@@ -118,9 +118,10 @@ def _download(name: str, published: str, cached: str) -> Any:
     """keras.datasets' arrays, downloaded once per host; `cached` is the name by which Keras keeps the published file."""
     import keras
     from filelock import FileLock, Timeout
+    from keras.src.backend.config import keras_home  # Where keras.datasets keeps files; it has no public name.
 
     load: Callable[[], Any] = getattr(keras.datasets, name).load_data
-    folder = Path(keras.config.keras_home()) / "datasets"
+    folder = Path(keras_home()) / "datasets"
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_SECONDS)
     try:

@@ -67,10 +67,10 @@ class InMemory:
             raise UserError(
                 f"{name}: images must be uint8 [N,H,W] or [N,H,W,C], not {images.dtype} {list(images.shape)}"
             )
+        if not len(images):
+            raise UserError(f"{name}: holds no image")
         images = images.reshape(*images.shape[:3], -1)
         count, height, width, channels = images.shape
-        if not count:
-            raise UserError(f"{name}: holds no image")
         if height != width or not 1 <= channels <= 4:
             raise UserError(f"{name}: images must be square with 1 to 4 channels, not {height}x{width}x{channels}")
         if labels is not None:

@@ -13,6 +13,7 @@ from distgan import seeds
 
 _CHUNK = 64  # Every batch has this size, so that the count does not change a rounding.
 _GRID_SIDE = 8
+_SEPARATOR = 64  # The gray of the line between two pictures.
 _GRID_PIXELS = 512  # Small pictures are enlarged to about this, pixel by pixel.
 
 
@@ -45,11 +46,11 @@ def save_grid(images: np.ndarray, path: Path, columns: int = _GRID_SIDE) -> None
     """Writes uint8 [N, H, W, C] as a PNG with `columns` images a row; 2 and 4 channels are shown as gray and RGB with alpha."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
-    filled = np.zeros((rows * columns, height, width, channels), np.uint8)
-    filled[:count] = images
-    grid = filled.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    grid = grid.reshape(rows * height, columns * width, channels)
-    scale = max(1, _GRID_PIXELS // (columns * width))
+    cells = np.full((rows * columns, height + 1, width + 1, channels), _SEPARATOR, np.uint8)
+    cells[:count, :height, :width] = images
+    grid = cells.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
+    grid = grid.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
+    scale = max(1, _GRID_PIXELS // grid.shape[1])
     grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")

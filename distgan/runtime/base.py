@@ -74,13 +74,14 @@ class Runtime:
         tf.cond(ok, update, lambda: None)
 
     def compile(
-        self, step: Step, batches_per_step: int
+        self, step: Step, batches_per_step: int, evidence_size: int
     ) -> Callable[[Any, int], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
         """Several steps a call.
 
         Args:
           step: run on every replica with a tuple of `batches_per_step` batches.
           batches_per_step: batches that a step takes from the iterator.
+          evidence_size: length of a step's evidence, float64.
 
         Returns:
           (iterator, number of steps) -> (whether all were finite, the last step's evidence, seconds waited for data).
@@ -97,12 +98,16 @@ class Runtime:
 
         @tf.function(reduce_retracing=True)
         def steps(iterator: Any, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            ok, evidence, waited = one_step(iterator)
-            for _ in tf.range(count - 1):
-                if not ok:
-                    break
+            ok, evidence, waited = (
+                tf.constant(True),
+                tf.zeros([evidence_size], tf.float64),
+                tf.constant(0.0, tf.float64),
+            )
+            done = tf.constant(0, tf.int64)
+            while ok & (done < count):
                 ok, evidence, seconds = one_step(iterator)
                 waited += seconds
+                done += 1
             return ok, evidence, waited
 
         return lambda iterator, count: steps(iterator, tf.constant(count, tf.int64))

@@ -23,7 +23,6 @@ def open_runtime(config: Config) -> Runtime:
     Raises:
       UserError: TensorFlow was started in this process with other devices.
     """
-    import keras
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -32,8 +31,7 @@ def open_runtime(config: Config) -> Runtime:
         _split_cpu(tf, config.runtime.logical_cpus)
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
-        keras.config.set_floatx("float64" if config.precision == "float64" else "float32")
-        keras.config.set_dtype_policy(config.precision)
+        set_precision(config.precision)
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
         if chosen.strategy == "single":
@@ -44,6 +42,14 @@ def open_runtime(config: Config) -> Runtime:
 
         devices = tf.config.list_logical_devices("GPU" if gpus else "CPU")
         return DistributedRuntime(chosen, tf.distribute.MirroredStrategy([device.name for device in devices]))
+
+
+def set_precision(precision: str) -> None:
+    """Makes networks that are built from now on of this precision."""
+    import keras
+
+    keras.config.set_floatx("float64" if precision == "float64" else "float32")
+    keras.config.set_dtype_policy(precision)
 
 
 def gpu_names() -> list[str]:

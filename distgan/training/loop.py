@@ -30,7 +30,7 @@ from distgan.tracking.tracker import Tracker
 from distgan.training import checkpoint
 from distgan.training.run_dir import RunDir
 from distgan.training.state import TrainState
-from distgan.training.step import batches_per_step, build_step, measured_keys
+from distgan.training.step import batches_per_step, compile_steps, measured_keys
 
 _CALL_SECONDS = 1.0
 _GRID_IMAGES = 64
@@ -116,7 +116,7 @@ def train(run: Run, stop: Stop) -> None:
       UserError: the run directory cannot be written any more.
     """
     train_config, topology = run.config.train, run.runtime.topology
-    advance = run.runtime.compile(build_step(run.config, run.state, run.runtime), batches_per_step(train_config))
+    advance = compile_steps(run.config, run.state, run.runtime)
     first_batch = run.images_seen // train_config.global_batch
     dataset = pipeline.batches(
         run.images,
@@ -169,7 +169,10 @@ def train(run: Run, stop: Stop) -> None:
                 raise Stopped(f"stopped by {stop.signal.name} at {seen / 1000:g} kimg, saved; start it again to go on")
     with writing(run):
         write_samples(run, sampler, seen)
+        # Saved before the last row, which may come early: a run that is made longer reports whole intervals again.
         save(run)
+        if run.state.report_steps.numpy():
+            report(run, clock, seen)
 
 
 @contextmanager
@@ -197,7 +200,7 @@ def report(run: Run, clock: Clock, seen: int) -> None:
         "progress/step": seen // run.images_per_step,
         "progress/restarts": run.directory.starts,
         **{key: float(np.mean(means)) for key, means in values.items()},
-        **{f"lr/{name}": float(optimizer.learning_rate) for name, optimizer in state.optimizers.items()},
+        **{f"lr/{name}": float(optimizer.learning_rate.numpy()) for name, optimizer in state.optimizers.items()},
         "throughput/images_per_second": rate,
         "throughput/images_per_second_per_replica": rate / run.runtime.topology.num_replicas,
         "time/step_ms": seconds_per_step * 1000,

@@ -127,6 +127,12 @@ def build_step(config: Config, state: TrainState, runtime: Runtime) -> Step:
     return step
 
 
+def compile_steps(config: Config, state: TrainState, runtime: Runtime) -> Any:
+    """The compiled steps of a run: see `Runtime.compile`."""
+    size = len(measured_keys(config.train))
+    return runtime.compile(build_step(config, state, runtime), batches_per_step(config.train), size)
+
+
 class _Phase:
     """A phase with what it works on."""
 

@@ -1,0 +1,73 @@
+"""What tests share: the command line, in this process or in one of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distgan import cli
+from distgan.runtime import devices
+
+REPOSITORY = Path(__file__).parent.parent
+SMALL = ("--model.width=4", "--train.global_batch=16", "--tracking.wandb=disabled")
+
+
+def environment():
+    """This process' environment, with the repository's root importable, and no W&B of the user's."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "TF_CONFIG"))}
+    return clean | {"PYTHONPATH": str(REPOSITORY)}
+
+
+def start(*words, **more):
+    """`distgan` in a process of its own."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
+    return subprocess.Popen([sys.executable, "-m", "distgan", *map(str, words)], **(pipes | more))
+
+
+def finish(process, code=0, seconds=300):
+    """Waits for a process' end; returns what it wrote to stdout and stderr."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    assert process.returncode == code, f"exit code {process.returncode}, not {code}\n{out}\n{err}"
+    return out, err
+
+
+def distgan(*words, code=0):
+    """Runs `distgan` to its end in a process of its own."""
+    return finish(start(*words), code)
+
+
+def rows(run_dir):
+    """The rows of metrics.jsonl."""
+    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(row):
+    """A row without times, speeds and memory, and without the count of restarts."""
+    varying = ("time/", "throughput/", "memory/", "progress/restarts")
+    return {key: value for key, value in row.items() if not key.startswith(varying)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_tensorflow():
+    devices.silence(0)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must end with exit code 2 and one line on stderr, which it returns."""
+
+    def run(*words):
+        assert cli.main([str(word) for word in words]) == 2
+        out, err = capsys.readouterr()
+        lines = [line for line in err.splitlines() if "distgan:" in line]
+        assert len(lines) == 1, err
+        assert "Traceback" not in err
+        return lines[0]
+
+    return run

@@ -1,0 +1,134 @@
+"""The same run at any scale: one replica against two and four, for every variable.
+
+In float64, where a correct program differs by rounding alone (1e-13) and a wrong one by far more; with SGD, which shows a
+wrong factor that Adam hides; batch norm and dropout are on.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, SMALL, distgan, environment, numbers, rows
+
+BASE = {
+    "data.source": "digits",
+    "data.resolution": 16,
+    "data.flip": True,
+    "model.width": 8,
+    "train.global_batch": 16,
+    "precision": "float64",
+}
+SGD = {"optimizer.name": "sgd", "optimizer.learning_rate": 0.05}
+ADAM = {"optimizer.name": "adam", "optimizer.learning_rate": 2e-4}
+PLAIN = {"model.name": "parts:Plain", "model.units": 16}
+ALTERNATING = {"train.update_order": "alternating", "train.discriminator_updates": 2, "train.clip_norm": 0.5}
+EXACT = {
+    "sgd": BASE | SGD,
+    "adam": BASE | ADAM | {"train.accumulation_steps": 2},
+    "alternating": BASE | SGD | ALTERNATING | {"objective.loss": "minimax", "optimizer.momentum": 0.5},
+}
+FLOAT32 = {"float32": BASE | ADAM | {"precision": "float32"}}
+PLAIN_MODELS = {
+    f"{name}-{steps}": {key: value for key, value in (BASE | PLAIN | optimizer).items() if key != "model.width"}
+    | {"train.accumulation_steps": steps}
+    for name, optimizer in (("sgd", SGD), ("adam", ADAM))
+    for steps in (1, 4)
+}
+
+
+def run(replicas, variants, folder):
+    out = folder / f"{replicas}.npz"
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    command = [sys.executable, str(REPOSITORY / "tests" / "replicas.py"), str(replicas), str(out)]
+    env = environment() | {"PYTHONPATH": paths}
+    subprocess.run(command, input=json.dumps(variants), text=True, check=True, env=env, timeout=600)
+    return dict(np.load(out))
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory):
+    """Replicas -> every array of every variant."""
+    folder = tmp_path_factory.mktemp("states")
+    variants = EXACT | FLOAT32
+    return {1: run(1, variants | PLAIN_MODELS, folder), 2: run(2, variants, folder), 4: run(4, variants, folder)}
+
+
+def of(arrays, variant, moment):
+    prefix = f"{variant}|{moment}|"
+    found = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    assert found
+    return found
+
+
+def assert_same_change(one, other, variant, other_variant=None):
+    """|da - db| <= 1e-8 |da| for each variable, where d is its change since the start."""
+    start, end = of(one, variant, "start"), of(one, variant, "end")
+    other_start, other_end = of(other, other_variant or variant, "start"), of(other, other_variant or variant, "end")
+    assert end.keys() == other_end.keys()
+    for name in end:
+        assert np.array_equal(start[name], other_start[name]), name
+        change, other_change = end[name] - start[name], other_end[name] - start[name]
+        difference = np.linalg.norm(change - other_change)
+        assert difference <= 1e-8 * np.linalg.norm(change), f"{name}: {difference} of {np.linalg.norm(change)}"
+        if "learning_rate" not in name:
+            assert np.any(change), f"{name} did not change"
+
+
+@pytest.mark.parametrize("variant", EXACT)
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_replicas(states, variant, replicas):
+    names = of(states[1], variant, "end").keys()
+    for part in ("generator:", "discriminator:", "generator_ema:", "moving_variance", "optimizer:", "report_totals"):
+        assert any(part in name for name in names)
+    assert_same_change(states[1], states[replicas], variant)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_accumulation(states, optimizer):
+    """One pass or four micro-batches, where no batch norm looks at the micro-batch."""
+    assert_same_change(states[1], states[1], f"{optimizer}-1", f"{optimizer}-4")
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_float32(states, replicas):
+    one, other = states[1], states[replicas]
+    first, other_first = of(one, "float32", "first"), of(other, "float32", "first")
+    # After Adam's first step its mean gradient is (1 - beta_1) times the first gradient.
+    gradients = [name for name in first if name.endswith("_momentum")]
+    assert len(gradients) == 16
+    for name in gradients:
+        assert np.linalg.norm(first[name] - other_first[name]) <= 1e-5 * np.linalg.norm(first[name]), name
+    end, other_end = of(one, "float32", "end"), of(other, "float32", "end")
+    weights = [name for name in end if name.startswith(("generator", "discriminator"))]
+    together, other_together = (
+        np.concatenate([arrays[name].ravel() for name in weights]) for arrays in (end, other_end)
+    )
+    assert np.linalg.norm(together - other_together) <= 1e-4 * np.linalg.norm(together)
+
+
+def test_a_wrong_factor_would_show(states):
+    """The bound has teeth: twice the gradient is far outside it."""
+    start, end = of(states[1], "sgd", "start"), of(states[1], "sgd", "end")
+    doubled = {f"sgd|end|{name}": start[name] + 2 * (end[name] - start[name]) for name in end}
+    wrong = states[1] | doubled
+    with pytest.raises(AssertionError, match="of"):
+        assert_same_change(states[1], wrong, "sgd")
+
+
+def test_metrics(tmp_path):
+    """The command line's rows, pictures and batch line, with one and two replicas."""
+    words = [*SMALL, "--train.total_kimg=0.32", "--train.report_kimg=0.016"]
+    for replicas in (1, 2):
+        _, err = distgan("train", f"--run_dir={tmp_path / str(replicas)}", *words, f"--runtime.logical_cpus={replicas}")
+        assert f"global batch 16 = {replicas} replicas x {16 // replicas} x 1 accumulation steps" in err
+    one, two = rows(tmp_path / "1"), rows(tmp_path / "2")
+    assert len(one) == 20
+    for first, second in zip(one, two, strict=True):
+        for key, value in numbers(first).items():
+            assert numbers(second)[key] == pytest.approx(value, rel=1e-3, abs=1e-3), key
+    for picture in ("reals.png", "000000.png"):
+        files = [tmp_path / folder / "samples" / picture for folder in ("1", "2")]
+        assert files[0].read_bytes() == files[1].read_bytes() or picture != "reals.png"

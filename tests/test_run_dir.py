@@ -1,0 +1,209 @@
+"""The run directory: what is written, who may write, and disks that are full or read-only (real ones, in memory)."""
+
+import contextlib
+import json
+import subprocess
+
+import numpy as np
+import pytest
+from conftest import SMALL, distgan, finish, rows, start
+from PIL import Image
+
+from distgan import config as configs
+from distgan import presets
+from distgan.errors import UserError
+from distgan.training.run_dir import RunDir
+
+TEN_STEPS = (*SMALL, "--train.total_kimg=0.16", "--train.report_kimg=0.032", "--checkpoint.every_kimg=0.08")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of ten steps that is complete."""
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    _, err = distgan("train", f"--run_dir={run_dir}", *TEN_STEPS, "--train.sample_kimg=0.08")
+    return run_dir, err
+
+
+def test_contents(finished):
+    run_dir, err = finished
+    assert {path.name for path in run_dir.iterdir()} >= {
+        "config.json",
+        "metrics.jsonl",
+        "samples",
+        "checkpoints",
+        "log.txt",
+    }
+    assert {path.name for path in (run_dir / "samples").iterdir()} == {"000000.png", "reals.png"}
+    assert [path.name for path in sorted((run_dir / "checkpoints").iterdir())] == ["000000000080", "000000000160"]
+    found = rows(run_dir)
+    assert [row["progress/images_seen"] for row in found] == [32, 64, 96, 128, 160]
+    for key in (
+        "progress/kimg",
+        "progress/step",
+        "progress/restarts",
+        "loss/discriminator",
+        "loss/generator",
+        "d_logits/real_mean",
+        "d_logits/fake_mean",
+        "d_sign/real",
+        "d_sign/fake",
+        "grad_norm/generator",
+        "grad_norm/discriminator",
+        "lr/generator",
+        "lr/discriminator",
+        "throughput/images_per_second",
+        "throughput/images_per_second_per_replica",
+        "time/step_ms",
+        "time/data_wait_ms",
+        "memory/host_peak_gb",
+    ):
+        assert all(np.isfinite(row[key]) for row in found), key
+    assert "strategy single (auto: 1 CPU found)" in err
+    assert "0.2 of 0.16 kimg" in err
+    assert "left  loss D" in err
+    assert Image.open(run_dir / "samples" / "reals.png").size[0] >= 400
+
+
+def test_config_json(finished):
+    run_dir, _ = finished
+    content = json.loads((run_dir / "config.json").read_text())
+    config = configs.build(configs.Config, content["config"])
+    assert config.train.global_batch == 16
+    assert config.model.name.options.width == 4
+    assert {"python", "keras", "distgan", "numpy"} <= content["starts"][0]["versions"].keys()
+    assert content["starts"][0]["command"][1] == "train"
+
+
+def test_a_complete_run_says_so(finished):
+    run_dir, _ = finished
+    before = (run_dir / "metrics.jsonl").read_text()
+    _, err = distgan("train", f"--run_dir={run_dir}")
+    assert "nothing left to do" in err
+    assert (run_dir / "metrics.jsonl").read_text() == before
+
+
+def test_another_config_is_refused(finished, refused):
+    run_dir, _ = finished
+    line = refused("train", f"--run_dir={run_dir}", "--seed=5", "--model.width=8", "--checkpoint.keep=9")
+    assert "holds another run: model.width=4 (now 8), seed=0 (now 5)" in line
+    assert "keep" not in line
+    line = refused("train", f"--run_dir={run_dir}", "--preset=cifar10-dcgan", "--data.source=synthetic")
+    assert "data.source=digits (now synthetic)" in line
+
+
+def test_other_data_is_refused(tmp_path):
+    config = configs.build(configs.Config, presets.preset("digits-dcgan"))
+    RunDir(tmp_path, config, "fingerprint").close()
+    with pytest.raises(UserError, match="other data"):
+        RunDir(tmp_path, config, "another")
+
+
+def test_one_writer(tmp_path):
+    config = configs.build(configs.Config, presets.preset("digits-dcgan"))
+    held = RunDir(tmp_path, config, "fingerprint")
+    with pytest.raises(UserError, match="another process trains there"):
+        RunDir(tmp_path, config, "fingerprint")
+    held.close()
+    RunDir(tmp_path, config, "fingerprint").close()
+
+
+def test_damaged_config(tmp_path, refused):
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json cannot be read" in refused("train", f"--run_dir={tmp_path}")
+
+
+def test_sample(finished, tmp_path):
+    run_dir, _ = finished
+    for count in (3, 70):
+        distgan(
+            "sample",
+            f"--run_dir={run_dir}",
+            f"--sample.count={count}",
+            "--sample.seed=7",
+            f"--out={tmp_path / f'{count}.npz'}",
+        )
+    few, many = (np.load(tmp_path / f"{count}.npz")["images"] for count in (3, 70))
+    assert many.shape == (70, 16, 16, 1)
+    assert many.dtype == np.uint8
+    assert np.array_equal(many[:3], few)
+    assert len(np.unique(many, axis=0)) == 70
+    out, _ = distgan("sample", f"--run_dir={run_dir}")
+    assert "sample-000000-seed0.png" in out
+    # The fixed grid of training is that of the run's seed.
+    assert (run_dir / "sample-000000-seed0.png").read_bytes() == (run_dir / "samples" / "000000.png").read_bytes()
+
+
+def test_sample_out(finished, refused, tmp_path):
+    run_dir, _ = finished
+    there = tmp_path / "there.png"
+    there.write_text("mine")
+    assert "exists" in refused("sample", f"--run_dir={run_dir}", f"--out={there}")
+    assert there.read_text() == "mine"
+    assert "ends in none of .png, .npz" in refused("sample", f"--run_dir={run_dir}", f"--out={tmp_path / 'x.jpg'}")
+    assert "does not exist" in refused("sample", f"--run_dir={run_dir}", f"--out={tmp_path / 'no' / 'x.png'}")
+
+
+@contextlib.contextmanager
+def memory_disk(folder, options):
+    """A small disk of its own on a folder."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_read_only_disk(tmp_path, refused):
+    with memory_disk(tmp_path / "disk", "size=1m,ro") as disk:
+        line = refused("train", f"--run_dir={disk / 'run'}")
+    assert f"--run_dir={disk / 'run'} cannot be written: Read-only file system" in line
+
+
+def test_full_disk(tmp_path):
+    """Nothing that was whole is lost, and with room the run goes on."""
+    words = ["train", f"--run_dir={tmp_path / 'disk' / 'run'}", *SMALL]
+    words += [
+        "--train.total_kimg=0.32",
+        "--checkpoint.every_kimg=0.016",
+        "--checkpoint.keep=100",
+        "--train.sample_kimg=0",
+    ]
+    with memory_disk(tmp_path / "disk", "size=2m") as disk:
+        _, err = distgan(*words, code=2)
+        assert "cannot write" in err
+        assert "No space left on device" in err
+        assert "Traceback" not in err
+        saved = sorted(path.name for path in (disk / "run" / "checkpoints").iterdir())
+        assert saved
+        assert all(name.isdigit() for name in saved)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        _, err = distgan(*words)
+        assert f"goes on at {int(saved[-1]) / 1000:g} of 0.32 kimg" in err
+        assert rows(disk / "run")[-1]["progress/images_seen"] == 320
+
+
+def test_profile(tmp_path):
+    run_dir = tmp_path / "run"
+    _, err = distgan("train", f"--run_dir={run_dir}", *TEN_STEPS, "--runtime.profile_steps=3:6")
+    assert "profile of steps 3:6 written to" in err
+    [trace] = (run_dir / "profile").glob("plugins/profile/*/*.xplane.pb")
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    space = xplane_pb2.XSpace.FromString(trace.read_bytes())
+    names = {metadata.name for plane in space.planes for metadata in plane.event_metadata.values()}
+    assert any("Conv2D" in name for name in names)
+
+
+def test_two_processes_one_run_dir(tmp_path):
+    words = ["train", f"--run_dir={tmp_path}", *SMALL, "--train.total_kimg=100", "--checkpoint.every_kimg=0.016"]
+    first = start(*words)
+    try:
+        while not (tmp_path / "checkpoints").exists():
+            assert first.poll() is None
+        _, err = finish(start(*words), 2)
+        assert "another process trains there" in err
+    finally:
+        first.kill()
+        first.communicate()
