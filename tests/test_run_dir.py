@@ -116,13 +116,8 @@ def test_damaged_config(tmp_path, refused):
 def test_sample(finished, tmp_path):
     run_dir, _ = finished
     for count in (3, 70):
-        distgan(
-            "sample",
-            f"--run_dir={run_dir}",
-            f"--sample.count={count}",
-            "--sample.seed=7",
-            f"--out={tmp_path / f'{count}.npz'}",
-        )
+        out = tmp_path / f"{count}.npz"
+        distgan("sample", f"--run_dir={run_dir}", f"--sample.count={count}", "--sample.seed=7", f"--out={out}")
     few, many = (np.load(tmp_path / f"{count}.npz")["images"] for count in (3, 70))
     assert many.shape == (70, 16, 16, 1)
     assert many.dtype == np.uint8

@@ -7,6 +7,7 @@ functions run once per replica, inside a compiled function.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,12 +89,16 @@ class Runtime:
           A step that was not finite is the last.
         """
 
+        def now() -> tf.Tensor:
+            # tf.timestamp is refused where --deterministic holds.
+            return tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), [])
+
         def one_step(iterator: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            start = tf.timestamp()
+            start = now()
             with tf.control_dependencies([start]):
                 batches = tuple(next(iterator) for _ in range(batches_per_step))
             with tf.control_dependencies([part for batch in batches for part in self.local(batch.first)]):
-                waited = tf.timestamp() - start
+                waited = now() - start
             return *self.run(step, batches), waited
 
         @tf.function(reduce_retracing=True)

@@ -51,7 +51,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     temporary = folder / (_TEMPORARY + target.name)
     try:
         temporary.mkdir()
-        data = save({name: np.ascontiguousarray(array) for name, array in checkpoint.arrays.items()})
+        data = save(dict(checkpoint.arrays))
         _write_through(temporary / _STATE, data)
         manifest = {**checkpoint.info, "sha256": {_STATE: hashlib.sha256(data).hexdigest()}}
         _write_through(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())

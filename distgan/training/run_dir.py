@@ -13,11 +13,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from distgan import __version__
 from distgan import config as configs
 from distgan.config import Config
 from distgan.errors import UserError
 
-_RECORDED = ("distgan", "tensorflow", "tensorflow-cpu", "keras", "numpy", "wandb")
+_RECORDED = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "wandb")
 
 
 class RunDir:
@@ -100,7 +101,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The installed versions of what decides a run's numbers."""
-    found = {"python": sys.version.split()[0]}
+    found = {"python": sys.version.split()[0], "distgan": __version__}
     for package in _RECORDED:
         try:
             found[package] = metadata.version(package)
