@@ -1,14 +1,11 @@
-"""Parts of a user's own, named by dotted path: a model without batch norm or dropout, a source, a loss."""
+"""A part of a user's own, named by dotted path: a model without batch norm or dropout."""
 
 import dataclasses
 
 import numpy as np
-import tensorflow as tf
 
 from distgan.config import option
-from distgan.data.source import InMemory
 from distgan.models.layers import Chain
-from distgan.objectives.losses import Loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,22 +41,3 @@ class Plain:
             ],
             name,
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Poisoned:
-    """Black images; with them `EXPLODING` gives an infinity at one image number."""
-
-    def open(self, path, resolution):
-        images = np.zeros((64, 8, 8, 1), np.uint8)
-        return InMemory.of("poisoned", images, None, resolution)
-
-
-def _explode(real_logits, fake_logits):
-    # The logits grow without bound, and their exponential overflows within a few steps.
-    return tf.exp(1e3 * (real_logits - fake_logits) ** 2) * tf.cast(
-        tf.range(tf.size(real_logits)) == 3, real_logits.dtype
-    )
-
-
-EXPLODING = Loss(discriminator=_explode, generator=lambda real_logits, fake_logits: fake_logits)

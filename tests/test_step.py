@@ -1,0 +1,62 @@
+"""The step: non-finite values stop it before a weight changes, clipping acts on the mean, XLA and bfloat16 work."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import distgan
+from replicas import train_variant
+
+BASE = {"data.source": "digits", "data.resolution": 16, "model.width": 4, "train.global_batch": 16}
+SGD = {"optimizer.name": "sgd", "optimizer.learning_rate": 0.5}
+
+
+def norm(before, after, network):
+    """Of the change of a network's trained weights."""
+    trained = [name for name in before if name.startswith(f"{network}/") and "moving" not in name]
+    return np.sqrt(sum(np.square(after[name] - before[name]).sum() for name in trained))
+
+
+def test_clipping_acts_on_the_mean():
+    free = train_variant(BASE | SGD | {"precision": "float64"}, (0, 1))
+    clipped = train_variant(BASE | SGD | {"precision": "float64", "train.clip_norm": 0.01}, (0, 1))
+    for network in ("generator", "discriminator"):
+        assert norm(*free, network) > 0.1
+        # A step of SGD is the learning rate times the gradient.
+        assert norm(*clipped, network) == pytest.approx(0.5 * 0.01, rel=1e-9)
+
+
+@pytest.mark.parametrize("change", [{"jit_compile": True}, {"precision": "mixed_bfloat16"}], ids=["jit", "bfloat16"])
+def test_compiled_and_mixed_steps_are_near(change):
+    before, plain = train_variant(BASE | SGD, (0, 3))
+    _, other = train_variant(BASE | SGD | change, (0, 3))
+    for network in ("generator", "discriminator"):
+        difference = norm(plain, other, network)
+        assert 0 < difference < (1e-3 if "jit_compile" in change else 0.2) * norm(before, plain, network)
+
+
+def test_divergence(tmp_path):
+    run_dir = tmp_path / "run"
+    words = ["train", f"--run_dir={run_dir}", "--tracking.wandb=disabled", "--model.width=4", "--train.global_batch=16"]
+    words += ["--optimizer.name=sgd", "--optimizer.learning_rate=1e18", "--train.total_kimg=0.32"]
+    words += ["--checkpoint.every_kimg=0.016", "--checkpoint.keep=100"]
+    _, err = distgan(*words, code=3)
+    assert "was not finite in phase both" in err
+    assert "Traceback" not in err
+    [path] = run_dir.glob("diverged-*.json")
+    evidence = json.loads(path.read_text())
+    seen = evidence["images_seen"]
+    assert evidence["step"] == seen // 16
+    assert evidence["image_numbers"] == [seen, seen + 15]
+    assert not np.isfinite(float(evidence["values"]["both"][evidence["not_finite"]]))
+    from distgan.training import checkpoint
+
+    saved = checkpoint.newest(run_dir / "checkpoints")
+    if saved:
+        assert all(np.isfinite(array).all() for array in saved.arrays.values())
+
+
+def test_compiled_batch_norm_over_replicas_is_refused(tmp_path):
+    words = ["train", f"--run_dir={tmp_path}", "--tracking.wandb=disabled", "--runtime.logical_cpus=2", "--jit_compile"]
+    _, err = distgan(*words, code=2)
+    assert "--jit_compile does not go with 2 replicas here: generator/norm0 sums over replicas" in err
