@@ -62,7 +62,8 @@ def test_contents(finished):
     assert "strategy single (auto: 1 CPU found)" in err
     assert "0.2 of 0.16 kimg" in err
     assert "left  loss D" in err
-    assert Image.open(run_dir / "samples" / "reals.png").size[0] >= 400
+    with Image.open(run_dir / "samples" / "reals.png") as picture:
+        assert picture.size[0] >= 400
 
 
 def test_config_json(finished):

@@ -146,6 +146,7 @@ class _Phase:
         self.statistics = {
             v.path: v.value for name in phase.trains for v in state.network(name).non_trainable_variables
         }
+        self.noise_shapes = self._find_noise()
         self.gradients = tf.function(self._gradients, jit_compile=True) if config.jit_compile else self._gradients
 
     def run(self, batch: Any, ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -172,20 +173,49 @@ class _Phase:
             with tf.control_dependencies(tf.nest.flatten(total) if total is not None else []):
                 # The identity holds the micro-batch back until the one before is done.
                 images = tf.identity(batch.images[index])
-                outcome = self.gradients(images, batch.labels[index], batch.first[index])
+                outcome = self.gradients(images, batch.labels[index], self._draw(batch.first[index], images.shape[0]))
             total = outcome if total is None else tf.nest.map_structure(tf.add, total, outcome)
         gradients, measured, statistics = total
         return Outcome(gradients, measured, {path: value / steps for path, value in statistics.items()})
 
-    def _gradients(self, images: tf.Tensor, labels: tf.Tensor, first: tf.Tensor) -> Any:
+    def _find_noise(self) -> dict[str, tuple[int, ...]]:
+        """The per-image shape of every draw of the passes, by its purpose, as a trace of them asks for it."""
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def recording(name: str) -> Pass:
+            def uniform(layer: str, shape: tuple[int, ...]) -> tf.Tensor:
+                shapes[f"{name}/{layer}"] = shape
+                return tf.zeros([1, *shape])
+
+            return Pass(uniform, lambda tensor: tensor, updates=[])
+
+        def passes() -> None:
+            latents = tf.zeros([1, self.config.model.name.options.latent_size], self.state.generator.variable_dtype)
+            labels = tf.zeros([1], tf.int32)
+            fakes = self.state.generator(latents, labels, context=recording("generator"))
+            for name in ("real", "fake"):
+                self.state.discriminator(fakes, labels, context=recording(name))
+
+        tf.function(passes).get_concrete_function()
+        return shapes
+
+    def _draw(self, first: tf.Tensor, count: int) -> dict[str, tf.Tensor]:
+        """Latents and noise of a micro-batch.
+
+        They are drawn outside of what XLA compiles: its Philox gives other values than TensorFlow's kernel.
+        """
+        noise = {name: seeds.uniform(self._key(name), first, count, shape) for name, shape in self.noise_shapes.items()}
+        latent_size = self.config.model.name.options.latent_size
+        return {"latents": seeds.normal(self._key("latents"), first, count, (latent_size,)), **noise}
+
+    def _gradients(self, images: tf.Tensor, labels: tf.Tensor, draws: dict[str, tf.Tensor]) -> Any:
         """Forward and backward pass of one micro-batch; returns the fields of an Outcome."""
-        state, count, global_batch = self.state, images.shape[0], self.config.train.global_batch
+        state, global_batch = self.state, self.config.train.global_batch
         dtype = state.discriminator.variable_dtype
-        passes = {name: self._pass(name, first, count) for name in ("generator", "real", "fake")}
-        latents = seeds.normal(self._key("latents"), first, count, (self.config.model.name.options.latent_size,))
+        passes = {name: self._pass(name, draws) for name in ("generator", "real", "fake")}
         reals = to_signed(images, dtype)
         with tf.GradientTape() as generator_tape, tf.GradientTape() as discriminator_tape:
-            fakes = state.generator(tf.cast(latents, dtype), labels, context=passes["generator"])
+            fakes = state.generator(tf.cast(draws["latents"], dtype), labels, context=passes["generator"])
             real_logits = state.discriminator(reals, labels, context=passes["real"])[:, 0]
             fake_logits = state.discriminator(fakes, labels, context=passes["fake"])[:, 0]
             losses = {
@@ -205,11 +235,11 @@ class _Phase:
                 updates.setdefault(variable.path, []).append(value)
         return gradients, sums, {path: tf.add_n(values) / len(values) for path, values in updates.items()}
 
-    def _pass(self, name: str, first: tf.Tensor, count: int) -> Pass:
-        """A training pass, its noise keyed by its name."""
+    def _pass(self, name: str, draws: dict[str, tf.Tensor]) -> Pass:
+        """A training pass that takes its noise from the draws by its name."""
 
         def uniform(layer: str, shape: tuple[int, ...]) -> tf.Tensor:
-            return seeds.uniform(self._key(f"{name}/{layer}"), first, count, shape)
+            return draws[f"{name}/{layer}"]
 
         return Pass(uniform, lambda tensor: self.runtime.sum([tensor])[0], updates=[])
 
