@@ -82,6 +82,7 @@ def silence(verbosity: int) -> None:
     with quiet():
         import tensorflow as tf
 
+        tf.config.list_physical_devices()  # Without a GPU, CUDA complains at the first look for one.
     tf.get_logger().setLevel("ERROR")
 
 
