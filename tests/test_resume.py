@@ -11,7 +11,7 @@ from conftest import SMALL, distgan, finish, numbers, rows, start
 
 from distgan.training import checkpoint
 
-STEPS = 400
+STEPS = 1000
 RUN = (
     *SMALL,
     "--deterministic",
