@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -20,7 +21,9 @@ def start_log() -> None:
     """Sends the log to stderr."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if _console.is_terminal:
-        handler = RichHandler(console=_console, show_time=False, show_level=False, show_path=False, highlighter=None)
+        handler = RichHandler(
+            console=_console, show_time=False, show_level=False, show_path=False, highlighter=NullHighlighter()
+        )
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.handlers = [handler]
     log.setLevel(logging.INFO)

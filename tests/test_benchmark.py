@@ -1,0 +1,23 @@
+"""`distgan benchmark` runs and prints what it measured; what the figures are is not for a test on a busy machine."""
+
+import json
+
+import pytest
+from conftest import distgan
+
+SMALL = ("--preset=cifar10-dcgan", "--model.width=4", "--train.global_batch=16")
+
+
+@pytest.mark.parametrize(
+    ("flags", "keys"),
+    [
+        (("--what=step", "--blocks=2", "--block_seconds=0.1"), ("ratio", "images_per_second", "blocks")),
+        (("--what=startup",), ("seconds_to_first_step",)),
+        (("--what=memory",), ("peak_gib", "estimated_replica_gib")),
+    ],
+)
+def test_benchmark(flags, keys):
+    out, _ = distgan("benchmark", *SMALL, *flags)
+    result = json.loads(out)
+    assert result["preset"] == "cifar10-dcgan"
+    assert all(result[key] for key in keys)
