@@ -15,7 +15,13 @@ DEFAULT = "digits-dcgan"
 
 
 def digits_dcgan() -> dict[str, Any]:
-    """The article's DCGAN on scikit-learn's 1,797 handwritten digits: learns on a laptop's CPU, offline."""
+    """The article's DCGAN on scikit-learn's 1,797 handwritten digits: learns on a laptop's CPU, offline.
+
+    Source: the article's layers at half its width, with Adam's beta_1 and the LeakyReLU slope of Radford et al. 2016 and a
+    learning rate of 5e-4, for a short run.
+    Cost: 160 kimg, 3 minutes on 2 CPU cores. Run here: an SVC trained on the real digits finds each digit in at least 5 %
+    of 1,000 samples, with a mean top probability of 0.78 (`tests/test_digits.py` asks for 3 % and 0.75).
+    """
     return {
         "data.source": "digits",
         "data.resolution": 16,
