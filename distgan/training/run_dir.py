@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +100,8 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The installed versions of what decides a run's numbers."""
+    from importlib import metadata  # Slow to import, and help does not need it.
+
     found = {"python": sys.version.split()[0], "distgan": __version__}
     for package in _RECORDED:
         try:
