@@ -152,7 +152,8 @@ def train(run: Run, stop: Stop) -> None:
         ok, evidence, waited = advance(iterator, steps)
         finite = bool(ok.numpy())
         clock.add(steps, time.perf_counter() - started, float(waited))
-        if profiled and step + steps == profiled.stop:
+        last = step + steps == profiled.stop or seen + steps * run.images_per_step >= total or not finite or stop.signal
+        if step in profiled and last:
             tf.profiler.experimental.stop()
             log.info(
                 "profile of steps %s written to %s", run.config.runtime.profile_steps, run.directory.path / "profile"
