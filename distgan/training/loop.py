@@ -136,7 +136,7 @@ def train(run: Run, stop: Stop) -> None:
         (images(run.config.checkpoint.every_kimg), lambda seen: save(run)),
     ]
     every = [(max(interval, 1), action) for interval, action in every if interval]
-    profiled = run.config.runtime.profile_range()
+    profiled, profiling = run.config.runtime.profile_range(), False
     with writing(run):
         write_reals(run)
         if seen == 0 and train_config.sample_kimg:
@@ -148,13 +148,15 @@ def train(run: Run, stop: Stop) -> None:
         steps = min(math.ceil((min(*marks, total) - seen) / run.images_per_step), clock.limit())
         if profiled and step == profiled.start:
             tf.profiler.experimental.start(str(run.directory.path / "profile"))
+            profiling = True
         started = time.perf_counter()
         ok, evidence, waited = advance(iterator, steps)
         finite = bool(ok.numpy())
         clock.add(steps, time.perf_counter() - started, float(waited))
         last = step + steps == profiled.stop or seen + steps * run.images_per_step >= total or not finite or stop.signal
-        if step in profiled and last:
+        if profiling and last:
             tf.profiler.experimental.stop()
+            profiling = False
             log.info(
                 "profile of steps %s written to %s", run.config.runtime.profile_steps, run.directory.path / "profile"
             )
