@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -17,12 +18,16 @@ from absl import flags
 
 from distgan import __version__, registry
 from distgan import config as configs
-from distgan.errors import Exit, UserError
+from distgan.errors import Ended, Exit, UserError
+from distgan.runtime.topology import find_workers, read_environment
+
+_OTHERS_WAIT_SECONDS = 3
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("distgan.commands.train", "train; goes on from the newest checkpoint in --run_dir"),
     "sample": ("distgan.commands.sample", "images from a run's generator: a grid PNG or an .npz"),
     "presets": ("distgan.commands.presets", "list presets; with a NAME its whole config; with --parts every part"),
+    "prepare": ("distgan.commands.prepare", "images, resized once, as TFRecord shards; or --check them"),
     "benchmark": ("distgan.commands.benchmark", "speed, start-up and memory of a preset on this machine, as JSON"),
     "doctor": ("distgan.commands.doctor", "what this machine can do"),
 }
@@ -31,15 +36,31 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # A part of the user's own, which a flag names, may import TensorFlow before --verbosity is known.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         return _run(words)
     except Exit as error:
-        print(f"distgan: {error}", file=sys.stderr)
+        if error.spoken if isinstance(error, Ended) else _speaks_for_all():
+            print(f"distgan: {error}", file=sys.stderr)
         return error.code
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         # The reader of our output left (`| head`); point stdout elsewhere so that closing it does not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _speaks_for_all() -> bool:
+    """Whether an error that all Horovod ranks have alike, as a mistake in a flag, is this rank's to tell.
+
+    The others wait a moment: the first to leave has the rest killed, with what they had to say.
+    """
+    workers = find_workers({name: value for name, value in read_environment().items() if name.startswith("HOROVOD")})
+    if workers and workers.rank:
+        time.sleep(_OTHERS_WAIT_SECONDS)
+    return not (workers and workers.rank)
 
 
 def _run(words: list[str]) -> int:

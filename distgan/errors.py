@@ -23,3 +23,16 @@ class Stopped(Exit):
     """SIGTERM or SIGINT was answered and the run is saved: starting it again goes on."""
 
     code = 75
+
+
+class Ended(Exit):
+    """The end of all workers by the first error of one: every worker has its code, and one says it."""
+
+    def __init__(self, code: int, text: str, spoken: bool = True):
+        super().__init__(text)
+        self.code = code
+        self.spoken = spoken
+
+
+class Desynced(Exit):
+    """The replicas' states are no longer the same: a bug, or a broken machine."""

@@ -1,10 +1,14 @@
-"""A part of a user's own, named by dotted path: a model without batch norm or dropout."""
+"""Parts of a user's own, named by dotted path: a model without batch norm or dropout, and slow images."""
 
 import dataclasses
+import os
+import time
 
 import numpy as np
 
 from distgan.config import option
+from distgan.data.arrays import Digits
+from distgan.data.source import InMemory
 from distgan.models.layers import Chain
 
 
@@ -41,3 +45,19 @@ class Plain:
             ],
             name,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class SlowOnOne:
+    """Digits that the second of several workers reads slowly."""
+
+    def open(self, data):
+        images = Digits().open(data)
+        second = '"index": 1' in os.environ.get("TF_CONFIG", "")
+        return _Slow(**vars(images)) if second else images
+
+
+class _Slow(InMemory):
+    def read(self, indices):
+        time.sleep(0.2)
+        return super().read(indices)

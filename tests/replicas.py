@@ -1,59 +1,76 @@
-"""Trains variants of a small run with N logical CPUs, and writes their states: `replicas.py N OUT.npz`, variants on stdin.
+"""Trains variants of a small run on N replicas, and writes their states: `replicas.py N OUT.npz VARIANTS.json`.
 
-A variant is a config by flag names. Written are the state at the start, after one step and after 20.
+A variant is a config by flag names. Written, by the primary, are the state at the start, after one step and after 20, and
+samples of the last. Which workers share the work is the launcher's to say, as for `distgan train`.
 """
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 
 from distgan import config as configs
 from distgan.config import Config
-from distgan.runtime import devices
+from distgan.runtime import devices, topology
 
 _opened = []
+
+
+def runtime_of(config):
+    """The process' one runtime: the collectives of a second strategy would take the numbers of the first one's."""
+    if not _opened:
+        workers = topology.find_workers(topology.read_environment())
+        _opened.append(devices.open_runtime(config, workers, devices.connect(config, workers)))
+    return _opened[0]
 
 
 def train_variant(values, moments):
     """Trains a variant; returns its arrays after each of the given numbers of steps."""
     from distgan.data import pipeline
+    from distgan.evaluation.sampling import Sampler
+    from distgan.training.desync import build_check
     from distgan.training.state import build_state
     from distgan.training.step import compile_steps
 
     config = configs.build(Config, values)
-    if not _opened:
-        # One strategy a process: the collectives of a second one would take the numbers of the first one's.
-        _opened.append(devices.open_runtime(config))
-    [runtime] = _opened
+    runtime = runtime_of(config)
     devices.set_precision(config.precision)
-    images = config.data.source.options.open("", config.data.resolution)
+    images = config.data.source.options.open(config.data)
     state = build_state(config, images.shape, runtime)
     advance = compile_steps(config, state, runtime)
+    state.share(None, runtime)
+    check = build_check(state, runtime)
     replicas = runtime.topology.num_replicas
-    assert replicas == config.runtime.logical_cpus
-    iterator = runtime.distribute(
-        pipeline.batches(images, 0, config.data, config.train, replicas, runtime.local_replicas, config.seed)
-    )
+    reader = pipeline.Reader(images, config.data, config.seed)
+    shares = pipeline.batches(reader, 0, config.train, replicas, runtime.topology.local_replicas)
+    iterator = runtime.distribute(shares)
     done, found = 0, []
     for moment in moments:
         if moment > done:
             ok, _, _ = advance(iterator, moment - done)
             assert ok.numpy()
         done = moment
+        check()
         found.append(state.arrays())
+    found[-1]["samples"] = Sampler(state.generator_ema, config.model.name.options.latent_size)(0, range(16))
     return found
 
 
-def main(logical_cpus, out):
+def main(replicas, out, variants):
     devices.silence(0)
     arrays = {}
-    for name, values in json.load(sys.stdin).items():
+    for name, values in json.loads(Path(variants).read_text()).items():
+        workers = topology.find_workers(topology.read_environment())
+        logical_cpus = replicas // (workers.world_size if workers else 1)
         found = train_variant({**values, "runtime.logical_cpus": logical_cpus}, (0, 1, 20))
+        assert _opened[0].topology.num_replicas == replicas
         for moment, state in zip(("start", "first", "end"), found, strict=True):
             arrays |= {f"{name}|{moment}|{key}".replace("/", ":"): value for key, value in state.items()}
-    np.savez(out, **arrays)
+    if _opened[0].topology.is_primary:
+        np.savez(out, **arrays)
+    _opened[0].close()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), *sys.argv[2:])

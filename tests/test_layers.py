@@ -8,7 +8,7 @@ from distgan import seeds
 from distgan.models.layers import BatchNorm, Dropout, Pass
 
 
-def make_pass(first=0, count=8, total=lambda tensor: tensor):
+def make_pass(first=0, count=8, total=lambda tensor, layer: tensor):
     def uniform(name, shape):
         return seeds.uniform(seeds.key(0, name), tf.constant(first, tf.int64), count, shape)
 

@@ -2,17 +2,19 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 
 import numpy as np
 import pytest
 from conftest import SMALL, distgan, finish, rows, start
 from PIL import Image
+from wandb_files import history
 
 from distgan import config as configs
 from distgan import presets
 from distgan.errors import UserError
-from distgan.training.run_dir import RunDir
+from distgan.training.run_dir import RunDir, read_config
 
 TEN_STEPS = (*SMALL, "--train.total_kimg=0.16", "--train.report_kimg=0.032", "--checkpoint.every_kimg=0.08")
 
@@ -86,6 +88,13 @@ def test_a_complete_run_says_so(finished):
 
 def test_another_config_is_refused(finished, refused):
     run_dir, _ = finished
+    # Kept, as a debugger does: the lock must not depend on the error's end.
+    errors = []
+    for seed in (5, 6):
+        config = configs.build(configs.Config, {**read_config(run_dir), "seed": seed})
+        with pytest.raises(UserError, match="holds another run") as error:
+            RunDir(run_dir, config, "fingerprint")
+        errors.append(error)
     line = refused("train", f"--run_dir={run_dir}", "--seed=5", "--model.width=8", "--checkpoint.keep=9")
     assert "holds another run: model.width=4 (now 8), seed=0 (now 5)" in line
     assert "keep" not in line
@@ -180,16 +189,43 @@ def test_full_disk(tmp_path):
         assert rows(disk / "run")[-1]["progress/images_seen"] == 320
 
 
-def test_profile(tmp_path):
-    run_dir = tmp_path / "run"
-    _, err = distgan("train", f"--run_dir={run_dir}", *TEN_STEPS, "--runtime.profile_steps=3:6")
-    assert "profile of steps 3:6 written to" in err
-    [trace] = (run_dir / "profile").glob("plugins/profile/*/*.xplane.pb")
+def traced(run_dir):
+    """The names of what the newest trace holds."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
+    trace = max((run_dir / "profile").glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     space = xplane_pb2.XSpace.FromString(trace.read_bytes())
-    names = {metadata.name for plane in space.planes for metadata in plane.event_metadata.values()}
-    assert any("Conv2D" in name for name in names)
+    return {metadata.name for plane in space.planes for metadata in plane.event_metadata.values()}
+
+
+def test_profile(tmp_path):
+    """Of the steps asked for, of those before the run's end, and of those that are left when it goes on."""
+    run_dir = tmp_path / "run"
+    words = ["train", f"--run_dir={run_dir}", *TEN_STEPS]
+    _, err = distgan(*words, "--runtime.profile_steps=3:6")
+    assert "profile of steps 3:6 written to" in err
+    assert any("Conv2D" in name for name in traced(run_dir))
+    shutil.rmtree(run_dir / "profile")
+    _, err = distgan(*words, "--train.total_kimg=0.32", "--runtime.profile_steps=5:100")
+    assert "profile of steps 5:100 written to" in err
+    assert any("Conv2D" in name for name in traced(run_dir))
+
+
+def test_wandb_offline(tmp_path):
+    """Two starts are one run, whose files hold every row and the pictures."""
+    words = ["train", f"--run_dir={tmp_path}", *TEN_STEPS, "--tracking.wandb=offline"]
+    _, err = distgan(*words)
+    run_id = json.loads((tmp_path / "wandb_run.json").read_text())["id"]
+    assert f"W&B offline, run {run_id}" in err
+    distgan(*words, "--train.total_kimg=0.32")
+    files = sorted((tmp_path / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
+    assert len(files) == 2
+    logged = [row for file in files for row in history(file)]
+    reported = [row for row in logged if "loss/discriminator" in row]
+    assert [row["progress/images_seen"] for row in reported] == [row["progress/images_seen"] for row in rows(tmp_path)]
+    for row, other in zip(reported, rows(tmp_path), strict=True):
+        assert row["loss/discriminator"] == pytest.approx(other["loss/discriminator"])
+    assert any(key.startswith("samples/ema_grid") for row in logged for key in row)
 
 
 def test_two_processes_one_run_dir(tmp_path):

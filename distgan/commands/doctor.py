@@ -1,13 +1,16 @@
-"""`distgan doctor`: what this machine can do."""
+"""`distgan doctor`: what this machine can do, and whether its replicas train as one."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import platform
+import shutil
+import socket
 
-from distgan.config import option
-from distgan.runtime import devices
+from distgan.config import RuntimeConfig, option, section
+from distgan.errors import Exit, UserError
+from distgan.runtime import control, devices, topology
 from distgan.training.run_dir import versions
 
 
@@ -15,19 +18,79 @@ from distgan.training.run_dir import versions
 class Options:
     """How to look."""
 
+    equivalence: bool = option(False, "train on this machine's replicas and on one, and compare gradients and weights")
+    strategy: str = option(
+        "auto",
+        "whose replicas to compare",
+        choices=("auto", "single", "mirrored", "multiworker", "horovod"),
+    )
+    runtime: RuntimeConfig = section(RuntimeConfig)
     verbosity: int = option(0, "1 shows TensorFlow's own log", minimum=0, maximum=1)
 
 
 def run(options: Options) -> int:
-    """Prints one line a finding; returns 0 when a training run can start."""
+    """Prints one line a finding; returns 0 when a training run can start, and its replicas train as one."""
+    if options.equivalence:
+        return _equivalence(options)
     for package, version in versions().items():
         print(f"{package}: {version}")
     print(f"machine: {platform.platform()}, {os.cpu_count()} CPUs")
     devices.silence(options.verbosity)
     names = devices.gpu_names()
     print(f"GPUs: {', '.join(names) if names else 'none'}")
+    print(f"Horovod: {_horovod()}")
+    print(f"ssh: {shutil.which('ssh') or 'none (horovodrun needs it for other hosts)'}")
+    with control.listen(0):
+        print(f"host: {socket.gethostname()}, ports can be listened on")
 
     from distgan.tracking.wandb_run import has_key
 
     print(f"W&B key: {'yes' if has_key() else 'no (runs are tracked offline)'}")
+    return 0
+
+
+def _horovod() -> str:
+    try:
+        from distgan.runtime import horovod
+    except UserError as error:
+        return f"no ({error})"
+    return horovod.describe_build()
+
+
+def _equivalence(options: Options) -> int:
+    from distgan import config as configs
+
+    values = {
+        f"runtime.{field.name}": getattr(options.runtime, field.name) for field in dataclasses.fields(RuntimeConfig)
+    }
+    workers = topology.find_workers(topology.read_environment(), options.runtime.workers, options.runtime.peers)
+    devices.silence(options.verbosity)
+    config = configs.build(configs.Config, {**values, "strategy": options.strategy, "precision": "float64"})
+    line = devices.connect(config, workers)
+    try:
+        runtime = devices.open_runtime(config, workers, line)
+        place = runtime.topology
+        if place.num_replicas == 1:
+            raise UserError(
+                "one replica has nothing to be compared with: use horovodrun, several GPUs, or --runtime.logical_cpus=2"
+            )
+        from distgan.commands import equivalence
+
+        found = equivalence.differences(equivalence.base_config(values), runtime)
+        good = all(max(each.gradients, each.weights) <= equivalence.LIMIT for each in found.values())
+        if place.is_primary:
+            print(f"{place.strategy} ({place.reason}): {place.num_replicas} replicas against one, in float64")
+            for case, each in found.items():
+                print(
+                    f"{case}: gradients {each.gradients:.1e}, weights {each.weights:.1e} (at most, in {each.variable})"
+                )
+            print(f"verdict: {'the same run' if good else f'NOT the same run (limit {equivalence.LIMIT:g})'}")
+        if not good:
+            raise Exit("the replicas do not train as one")
+        runtime.close()
+    except BaseException as error:
+        ended = line.fail(error)
+        if ended is error:
+            raise
+        raise ended from None
     return 0

@@ -21,8 +21,8 @@ class Pass:
 
     uniform: Callable[[str, tuple[int, ...]], tf.Tensor]
     """(layer name, per-image shape) -> uniform [0, 1) float32 [N, *shape], keyed by the pass, the layer and the images."""
-    sum_over_replicas: Callable[[tf.Tensor], tf.Tensor]
-    """The sum of a tensor over all replicas; differentiable."""
+    sum_over_replicas: Callable[[tf.Tensor, str], tf.Tensor]
+    """(tensor, layer name) -> the tensor's sum over all replicas; differentiable."""
     updates: list[tuple[keras.Variable, tf.Tensor]]
     """Layers append (moving statistic, its next value); the step decides what becomes of them, so that a pass itself
     changes nothing. Where several passes give one statistic a value, it takes their mean."""
@@ -69,7 +69,7 @@ class BatchNorm(keras.layers.Layer):
         count = tf.cast(tf.size(x) / x.shape[-1], x.dtype)
         deviation = mean - shift
         local = tf.stack([deviation, variance + deviation**2, tf.ones_like(mean)]) * count
-        total = context.sum_over_replicas(local)
+        total = context.sum_over_replicas(local, self.name)
         deviation, square, _ = tf.unstack(total / total[2])
         return shift + deviation, tf.maximum(square - deviation**2, 0)
 

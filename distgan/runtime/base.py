@@ -7,13 +7,16 @@ functions run once per replica, inside a compiled function.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from distgan.runtime.control import Control
 from distgan.runtime.topology import Topology
 
 Step = Callable[[Any], tuple[tf.Tensor, tf.Tensor]]
@@ -23,13 +26,10 @@ Step = Callable[[Any], tuple[tf.Tensor, tf.Tensor]]
 class Runtime:
     """One replica on one device: sums are what they sum."""
 
-    def __init__(self, topology: Topology):
+    def __init__(self, topology: Topology, control: Control):
         self.topology = topology
-
-    @property
-    def local_replicas(self) -> range:
-        """The replicas of this worker."""
-        return range(self.topology.num_replicas)
+        self.control = control
+        self._waiting = _Stopwatch()
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Variables are made in it."""
@@ -46,9 +46,16 @@ class Runtime:
         """Runs a step on every replica; the first one's results stand for all."""
         return step(batches)
 
-    def sum(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """In a step: each tensor's sum over all replicas, in one collective; differentiable."""
+    def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
+        """In a step: each tensor's sum over all replicas, in one collective; differentiable.
+
+        The name is the collective's own within a step.
+        """
         return list(tensors)
+
+    def sum_gradients(self, gradients: Sequence[tf.Tensor], measured: tf.Tensor, name: str) -> list[tf.Tensor]:
+        """In a step: the sums over all replicas of a phase's gradients, and of what it measured behind them."""
+        return self.sum([*gradients, measured], name)
 
     def assign(self, variables: Sequence[tf.Variable], values: Sequence[tf.Tensor]) -> None:
         """In a step: every replica sets its copies to values that are equal on all replicas."""
@@ -121,5 +128,68 @@ class Runtime:
         """The values that this worker's replicas hold."""
         return (value,)
 
+    def broadcast(self, variables: Sequence[tf.Variable]) -> None:
+        """Sets every worker's variables to those of the primary."""
+
+    def wire_bytes(self, gradients: Sequence[tf.Tensor]) -> int:
+        """The bytes of a phase's gradients as one replica hands them to the reduction."""
+        return sum(gradient.shape.num_elements() * gradient.dtype.size for gradient in gradients)
+
+    @contextlib.contextmanager
+    def timing(self, tensors: Sequence[tf.Tensor]) -> Iterator[Callable[[list[tf.Tensor]], list[tf.Tensor]]]:
+        """In a step: notes how long the collective of `tensors` in the block takes; its result goes through what is yielded."""
+
+        def start(_: np.ndarray) -> np.ndarray:
+            self._waiting.start()
+            return np.zeros([], np.float32)
+
+        def stop() -> np.ndarray:
+            self._waiting.stop()
+            return np.zeros([], np.float32)
+
+        def timed(results: list[tf.Tensor]) -> list[tf.Tensor]:
+            with tf.control_dependencies(results):
+                tf.numpy_function(stop, [], tf.float32)
+            return results
+
+        # A number of the last tensor goes to the host, so that on a GPU too the clock starts when the tensors are there.
+        with tf.control_dependencies(tensors):
+            sample = tf.stop_gradient(tf.reshape(tensors[-1], [-1])[:1])
+            begun = tf.numpy_function(start, [sample], tf.float32)
+        with tf.control_dependencies([begun]):
+            yield timed
+
+    def take_waited(self) -> float:
+        """Seconds that this worker spent in timed collectives, for itself and for others, since the last call."""
+        return self._waiting.take()
+
     def close(self) -> None:
-        """Lets go of what the runtime holds."""
+        """Leaves the other workers in peace, once all are here."""
+        self.control.gather(None)
+        self.control.close()
+
+
+class _Stopwatch:
+    """The seconds in which at least one of several things that overlap was going on."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.running, self.since, self.seconds = 0, 0.0, 0.0
+
+    def start(self) -> None:
+        with self.lock:
+            if not self.running:
+                self.since = time.perf_counter()
+            self.running += 1
+
+    def stop(self) -> None:
+        with self.lock:
+            self.running -= 1
+            if not self.running:
+                self.seconds += time.perf_counter() - self.since
+
+    def take(self) -> float:
+        """What was counted since the last call."""
+        with self.lock:
+            seconds, self.seconds = self.seconds, 0.0
+            return seconds

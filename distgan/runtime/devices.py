@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,36 +14,109 @@ from typing import TYPE_CHECKING, Any
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.runtime import topology
+from distgan.runtime.control import Control, Deadline, Line, listen
+from distgan.runtime.hub import Limits
 
 if TYPE_CHECKING:
     from distgan.runtime.base import Runtime
 
+_CONTROL_PORT_OFFSET = 1000  # From the primary's port for TensorFlow to its port for the line between workers.
 
-def open_runtime(config: Config) -> Runtime:
+
+def connect(config: Config, workers: topology.Workers | None) -> Control:
+    """The line to the other workers of a run, where a launcher has started several.
+
+    Call it before anything that may go wrong, so that one worker's error reaches all.
+
+    Raises:
+      UserError: the line's port is in use, or Horovod is not installed.
+      Ended: not all workers came.
+    """
+    limits = _limits(config)
+    if workers is None or config.strategy not in ("auto", workers.strategy):
+        return Control()
+    port = config.runtime.control_port
+    if workers.strategy == "horovod":
+        _set_devices(config, workers)
+        from distgan.runtime import horovod
+
+        return horovod.connect(workers, limits, port)
+    host, _, own = workers.addresses[0].rpartition(":")
+    port = port or int(own) + _CONTROL_PORT_OFFSET
+    server = listen(port) if workers.rank == 0 else None
+    job = hashlib.sha256(",".join(workers.addresses).encode()).hexdigest()[:16]
+    return Line(job, workers.rank, len(workers.addresses), limits, [(host, port)], server)
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(config.runtime.join_timeout_seconds, config.runtime.hang_timeout_seconds)
+
+
+def open_runtime(config: Config, workers: topology.Workers | None = None, control: Control | None = None) -> Runtime:
     """The runtime of a run; call it before anything else touches TensorFlow.
 
     Raises:
-      UserError: TensorFlow was started in this process with other devices.
+      UserError: TensorFlow was started in this process with other devices, or they do not go with the strategy.
     """
     import tensorflow as tf
 
+    control = control or Control()
     gpus = tf.config.list_physical_devices("GPU")
-    chosen = topology.choose(config.strategy, len(gpus), config.runtime.logical_cpus)
+    chosen = topology.choose(config.strategy, len(gpus), config.runtime.logical_cpus, workers)
     with quiet():
-        _split_cpu(tf, config.runtime.logical_cpus)
-        for gpu in gpus:
-            tf.config.experimental.set_memory_growth(gpu, True)
-        set_precision(config.precision)
-        if config.deterministic:
-            tf.config.experimental.enable_op_determinism()
-        if chosen.strategy == "single":
-            from distgan.runtime.base import Runtime
+        _set_devices(config, workers)
+    set_precision(config.precision)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if chosen.strategy == "single":
+        from distgan.runtime.base import Runtime
 
-            return Runtime(chosen)
-        from distgan.runtime.distribute import DistributedRuntime
+        return Runtime(chosen, control)
+    if chosen.strategy == "horovod":
+        from distgan.runtime.horovod import HorovodRuntime
 
+        return HorovodRuntime(chosen, control, config.runtime.compression, config.runtime.reduction_groups)
+    from distgan.runtime.distribute import DistributedRuntime, multi_worker_strategy
+
+    if chosen.strategy == "multiworker":
+        limits = _limits(config)
+        _check_port(chosen)
+        control.gather("ready for TensorFlow's server")
+        with Deadline(limits.join_seconds, "TensorFlow's servers of all workers to answer"), quiet():
+            return DistributedRuntime(chosen, control, multi_worker_strategy(chosen, len(gpus), limits))
+    with quiet():
         devices = tf.config.list_logical_devices("GPU" if gpus else "CPU")
-        return DistributedRuntime(chosen, tf.distribute.MirroredStrategy([device.name for device in devices]))
+        strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
+    return DistributedRuntime(chosen, control, strategy)
+
+
+def _check_port(chosen: topology.Topology) -> None:
+    """TensorFlow's server shares a port with whoever else shares it, so a port in use is found here."""
+    port = int(chosen.addresses[chosen.rank].rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # As after a run that has just ended.
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} of {chosen.addresses[chosen.rank]} cannot be used: {error.strerror}"
+            ) from None
+
+
+def _set_devices(config: Config, workers: topology.Workers | None) -> None:
+    """Which GPUs this worker sees, and into how many devices the CPU is split; before TensorFlow starts."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if workers and workers.strategy == "horovod" and workers.local_rank < len(gpus):
+        tf.config.set_visible_devices(gpus[workers.local_rank], "GPU")
+    _split_cpu(tf, config.runtime.logical_cpus)
+    threads = config.runtime.cpu_threads
+    if threads and tf.config.threading.get_intra_op_parallelism_threads() != threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
 def set_precision(precision: str) -> None:
@@ -76,9 +151,9 @@ def memory() -> dict[str, float]:
 
 def silence(verbosity: int) -> None:
     """Keeps TensorFlow's start-up notes off the terminal, unless `verbosity` is above 0; call it before the import."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0" if verbosity else os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")
     if verbosity:
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with quiet():
         import tensorflow as tf
 

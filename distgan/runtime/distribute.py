@@ -1,23 +1,72 @@
-"""Replicas on all devices of one machine, by tf.distribute.MirroredStrategy."""
+"""Replicas on all devices of one machine or of several workers, by tf.distribute."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from distgan.runtime.base import Runtime, Step
+from distgan.runtime.control import Control
+from distgan.runtime.hub import Limits
 from distgan.runtime.topology import Topology
+
+
+def multi_worker_strategy(topology: Topology, num_gpus: int, limits: Limits) -> tf.distribute.Strategy:
+    """MultiWorkerMirroredStrategy with the replicas of a topology; waits for the other workers."""
+    _limit_coordination(topology, limits)
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(topology.addresses)}),
+        task_type="worker",
+        task_id=topology.rank,
+        rpc_layer="grpc",
+        num_accelerators={"GPU": num_gpus},
+    )
+    if num_gpus or len(topology.local_replicas) == 1:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    return _several_cpus(resolver, len(topology.local_replicas))
+
+
+def _limit_coordination(topology: Topology, limits: Limits) -> None:
+    """Gives TensorFlow's own coordination the limits of a run, where it would wait an hour and bear 10 s of silence."""
+    from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
+    from tensorflow.python.eager import context
+
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        coordinated_jobs=[CoordinatedJob(name="worker", num_tasks=topology.world_size)],
+        cluster_register_timeout_in_ms=int(limits.join_seconds * 1000),
+        # Later than our own line, which says in words who is gone.
+        heartbeat_timeout_in_ms=int(2 * limits.hang_seconds * 1000),
+    )
+
+
+def _several_cpus(resolver: Any, count: int) -> tf.distribute.Strategy:
+    """The strategy over several logical CPUs a worker, where TensorFlow's own takes one. For trials and tests."""
+    from tensorflow.python.distribute import collective_all_reduce_strategy as collective
+
+    class Extended(collective.CollectiveAllReduceExtended):
+        def _initialize_local_devices(self, cluster_resolver: Any, worker_device: str) -> tuple[tuple[str, ...], str]:
+            return tuple(f"{worker_device}/device:CPU:{number}" for number in range(count)), "CPU"
+
+    class Strategy(collective.CollectiveAllReduceStrategy):
+        def __init__(self) -> None:
+            options = tf.distribute.experimental.CommunicationOptions()
+            extended = Extended(self, cluster_resolver=resolver, communication_options=options)
+            tf.distribute.Strategy.__init__(self, extended)
+
+    return Strategy()
 
 
 class DistributedRuntime(Runtime):
     """One replica per device of a tf.distribute strategy."""
 
-    def __init__(self, topology: Topology, strategy: tf.distribute.Strategy):
-        super().__init__(topology)
+    def __init__(self, topology: Topology, control: Control, strategy: tf.distribute.Strategy):
+        super().__init__(topology, control)
         self.strategy = strategy
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
@@ -30,8 +79,25 @@ class DistributedRuntime(Runtime):
         ok, evidence = self.strategy.run(step, args=(batches,))
         return self.local(ok)[0], self.local(evidence)[0]
 
-    def sum(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        return list(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, list(tensors)))
+    def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
+        context = tf.distribute.get_replica_context()
+        with contextlib.ExitStack() as stack:
+            timed: Callable[[list[tf.Tensor]], list[tf.Tensor]] = list
+            replica = tf.get_static_value(context.replica_id_in_sync_group)
+            if self.topology.world_size > 1 and replica == self.topology.local_replicas.start:
+                timed = stack.enter_context(self.timing(tensors))
+            return timed(list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))))
+
+    def broadcast(self, variables: Sequence[tf.Variable]) -> None:
+        def of_the_first() -> None:
+            first = tf.equal(tf.distribute.get_replica_context().replica_id_in_sync_group, 0)
+            for dtype in sorted({variable.dtype.name for variable in variables}):
+                those = [variable for variable in variables if variable.dtype.name == dtype]
+                values = [tf.where(first, variable, tf.zeros_like(variable)) for variable in those]
+                self.assign(those, self.sum(values, f"broadcast/{dtype}"))
+
+        if self.topology.world_size > 1:
+            tf.function(lambda: self.strategy.run(of_the_first), autograph=False)()
 
     def assign(self, variables: Sequence[tf.Variable], values: Sequence[tf.Tensor]) -> None:
         def on_all(strategy: tf.distribute.Strategy, values: Sequence[Any]) -> None:

@@ -3,8 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+from collections.abc import Mapping
 
 from distgan.errors import UserError
+
+_MPI = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+_HOROVODRUN = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")
+# Where a cluster says only who a worker is, and not how many there are: Kubernetes' Indexed Job, and Slurm's srun.
+_INDICES = ("JOB_COMPLETION_INDEX", "SLURM_PROCID")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """The workers of a run as their launcher placed them, seen from one of them."""
+
+    strategy: str
+    """`horovod` or `multiworker`."""
+    reason: str
+    """How this is known."""
+    rank: int
+    """This worker's number."""
+    world_size: int
+    """Number of workers."""
+    local_rank: int = 0
+    """This worker's number on its host."""
+    local_size: int = 1
+    """Workers on this host."""
+    addresses: tuple[str, ...] = ()
+    """`host:port` of every worker (multiworker)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +43,7 @@ class Topology:
     """The workers and replicas of a run, seen from one worker."""
 
     strategy: str
-    """`single` or `mirrored`."""
+    """`single`, `mirrored`, `multiworker` or `horovod`."""
     reason: str
     """Why this strategy, for the log."""
     num_replicas: int
@@ -21,28 +52,157 @@ class Topology:
     """This worker's number."""
     world_size: int = 1
     """Number of workers."""
+    local_rank: int = 0
+    """This worker's number on its host."""
+    addresses: tuple[str, ...] = ()
+    """`host:port` of every worker (multiworker)."""
 
     @property
     def is_primary(self) -> bool:
         """Whether this worker reads and writes the run directory."""
         return self.rank == 0
 
+    @property
+    def local_replicas(self) -> range:
+        """The replicas of this worker."""
+        each = self.num_replicas // self.world_size
+        return range(self.rank * each, (self.rank + 1) * each)
 
-def choose(strategy: str, num_gpus: int, logical_cpus: int) -> Topology:
-    """The topology of a run on one machine.
+
+def read_environment() -> dict[str, str]:
+    """The variables that launchers set, and nothing else of the environment."""
+    names = {"TF_CONFIG", *_INDICES, *_HOROVODRUN, *(name for names in _MPI for name in names)}
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def find_workers(environment: Mapping[str, str], workers: int = 1, peers: str = "") -> Workers | None:
+    """The workers that a launcher has started, by its environment variables; None where there is no launcher.
 
     Args:
-      strategy: `auto`, `single` or `mirrored`.
-      num_gpus: GPUs that TensorFlow sees.
+      environment: see `read_environment`.
+      workers: --runtime.workers, where the launcher gives only an index.
+      peers: --runtime.peers, `host:port` of the workers: a list with commas, or a pattern with {index}.
+
+    Raises:
+      UserError: what the launcher or the user said makes no sense.
+    """
+    for rank, size, local_rank, local_size in (_HOROVODRUN, *_MPI):
+        if rank in environment and size in environment:
+            numbers = [_number(environment, name, default) for name, default in ((rank, 0), (size, 1))]
+            local = [_number(environment, name, default) for name, default in ((local_rank, 0), (local_size, 1))]
+            launcher = "horovodrun" if rank.startswith("HOROVOD") else "mpirun"
+            return Workers("horovod", f"started by {launcher}", numbers[0], numbers[1], local[0], local[1])
+    if "TF_CONFIG" in environment:
+        return _from_tf_config(environment["TF_CONFIG"])
+    if workers == 1 and not peers:
+        return None
+    return _from_index(environment, workers, peers)
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    value = environment.get(name, str(default))
+    if not value.isdigit():
+        raise UserError(f"{name}={value} is not a whole number; it is the launcher's to set")
+    return int(value)
+
+
+def _from_tf_config(text: str) -> Workers:
+    try:
+        content = json.loads(text)
+        cluster, task = content["cluster"], content["task"]
+        addresses = (*cluster.get("chief", ()), *cluster.get("worker", ()))
+        kind, index = task["type"], int(task["index"])
+        rank = index if kind == "chief" else index + len(cluster.get("chief", ()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(
+            'TF_CONFIG is not {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": N}}: '
+            + what
+        ) from None
+    if kind not in ("chief", "worker"):
+        raise UserError(f"TF_CONFIG: task.type={kind} is not chief or worker: distgan has no other tasks")
+    if not 0 <= index < len(cluster.get(kind, ())):
+        raise UserError(
+            f"TF_CONFIG: task.index={index} is not one of the {len(cluster.get(kind, ()))} of cluster.{kind}"
+        )
+    _check_addresses("TF_CONFIG", addresses)
+    return Workers("multiworker", "TF_CONFIG is set", rank, len(addresses), addresses=tuple(addresses))
+
+
+def _from_index(environment: Mapping[str, str], workers: int, peers: str) -> Workers:
+    name = next((name for name in _INDICES if name in environment), None)
+    if name is None:
+        raise UserError(
+            f"--runtime.workers={workers} needs TF_CONFIG, or an index of this worker in {' or '.join(_INDICES)}"
+        )
+    if not peers:
+        raise UserError(
+            f"--runtime.workers={workers} needs --runtime.peers, as run-{{index}}.run:2222 or host1:2222,host2:2222"
+        )
+    listed = peers.split(",")
+    addresses = tuple(peers.replace("{index}", str(i)) for i in range(workers)) if "{index}" in peers else tuple(listed)
+    if workers not in (1, len(addresses)):
+        raise UserError(f"--runtime.peers={peers} names {len(addresses)} workers, and --runtime.workers={workers}")
+    _check_addresses("--runtime.peers", addresses)
+    index = _number(environment, name, 0)
+    if index >= len(addresses):
+        raise UserError(
+            f"{name}={index} is not below the {len(addresses)} workers of --runtime.workers and --runtime.peers"
+        )
+    return Workers("multiworker", f"{name} is set", index, len(addresses), addresses=addresses)
+
+
+def _check_addresses(source: str, addresses: tuple[str, ...]) -> None:
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise UserError(f"{source}: {address} is not host:port")
+    if len(set(addresses)) < len(addresses):
+        raise UserError(f"{source}: two workers have one address: {', '.join(addresses)}")
+
+
+def choose(strategy: str, num_gpus: int, logical_cpus: int, workers: Workers | None = None) -> Topology:
+    """The topology of a run.
+
+    Args:
+      strategy: `auto`, `single`, `mirrored`, `multiworker` or `horovod`.
+      num_gpus: GPUs that TensorFlow sees on this host.
       logical_cpus: devices that the CPU is split into; they count where there is no GPU.
+      workers: see `find_workers`.
+
+    Raises:
+      UserError: the strategy does not go with how the workers were started, or with the devices.
     """
     devices, kind = (num_gpus, "GPU") if num_gpus else (logical_cpus, "CPU" if logical_cpus == 1 else "logical CPU")
     found = f"{devices} {kind}{'s' if devices > 1 else ''}"
     if strategy == "auto":
-        strategy, reason = ("mirrored" if devices > 1 else "single"), f"auto: {found} found"
+        local = "mirrored" if devices > 1 else "single"
+        strategy, reason = (workers.strategy, workers.reason) if workers else (local, f"{found} found")
+        reason = f"auto: {reason}"
     else:
         reason = f"asked for; {found} found"
-    return Topology(strategy, reason, devices if strategy == "mirrored" else 1)
+    if strategy in ("single", "mirrored"):
+        return Topology(strategy, reason, devices if strategy == "mirrored" else 1)
+    if workers is None or workers.strategy != strategy:
+        raise UserError(f"--strategy={strategy} {_STARTED_BY[strategy]}")
+    if strategy == "multiworker":
+        each = max(devices, 1)
+        return Topology(
+            strategy, reason, each * workers.world_size, workers.rank, workers.world_size, 0, workers.addresses
+        )
+    if num_gpus and workers.local_size > num_gpus:
+        raise UserError(
+            f"{workers.local_size} Horovod ranks on a host with {num_gpus} GPUs: start at most one rank a GPU (-np, -H)"
+        )
+    if not num_gpus and logical_cpus > 1:
+        raise UserError(f"--runtime.logical_cpus={logical_cpus} does not go with Horovod: a rank is one replica")
+    return Topology(strategy, reason, workers.world_size, workers.rank, workers.world_size, workers.local_rank)
+
+
+_STARTED_BY = {
+    "horovod": "needs to be started by horovodrun or mpirun: horovodrun -np 2 distgan train ...",
+    "multiworker": "needs TF_CONFIG, or --runtime.workers and --runtime.peers under a launcher that numbers the workers",
+}
 
 
 def split_batch(global_batch: int, num_replicas: int, accumulation_steps: int) -> int:

@@ -4,35 +4,47 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn
 
+from distgan.errors import UserError
 from distgan.tracking.tracker import Row
 
 log = logging.getLogger("distgan")
 _console = Console(stderr=True)
+_TELL_SECONDS = 10
 
 
-def start_log() -> None:
-    """Sends the log to stderr."""
+def start_log(show: bool = True) -> None:
+    """Sends the log to stderr, or nowhere yet: of several workers the primary alone is heard."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if _console.is_terminal:
         handler = RichHandler(
             console=_console, show_time=False, show_level=False, show_path=False, highlighter=NullHighlighter()
         )
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    log.handlers = [handler]
+    log.handlers = [handler] if show else []
     log.setLevel(logging.INFO)
     log.propagate = False
 
 
 def log_to(path: Path) -> None:
-    """Sends the log to a file as well."""
-    handler = logging.FileHandler(path)
+    """Sends the log to a file as well.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path)
+    except OSError as error:
+        raise UserError(f"--run_dir={path.parent} cannot be written: {error.strerror}") from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
 
@@ -69,6 +81,36 @@ class ProgressLine:
         """Removes the live line."""
         if self.live:
             self.live.stop()
+
+
+class Count:
+    """A context that shows how many images are done, with rate and time left: live on a terminal, else a line now and then."""
+
+    def __init__(self, doing: str, total_images: int):
+        self.doing, self.total_images, self.done = doing, total_images, 0
+        self.live = Progress(BarColumn(), TextColumn("{task.description}"), console=_console, transient=True)
+
+    def __enter__(self) -> Count:
+        self.start = self.told = time.monotonic()
+        self.task = self.live.add_task(self.doing, total=self.total_images)
+        if _console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.live.stop()
+
+    def add(self, images: int) -> None:
+        """Counts images."""
+        self.done += images
+        now = time.monotonic()
+        rate = self.done / max(now - self.start, 1e-9)
+        left = clock((self.total_images - self.done) / max(rate, 1e-9))
+        text = f"{self.doing} {self.done} of {self.total_images} images  {rate:.0f} images/s  {left} left"
+        self.live.update(self.task, completed=self.done, description=text)
+        if not _console.is_terminal and now - self.told > _TELL_SECONDS:
+            self.told = now
+            log.info(text)
 
 
 def clock(seconds: float) -> str:

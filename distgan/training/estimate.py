@@ -25,7 +25,7 @@ def memory_bytes(
     trained = [v.value for network in (state.generator, state.discriminator) for v in network.trainable_variables]
 
     def forward(latents: tf.Tensor, images: tf.Tensor) -> Any:
-        context = Pass(lambda name, shape: tf.random.uniform([micro_batch, *shape]), lambda tensor: tensor, [])
+        context = Pass(lambda name, shape: tf.random.uniform([micro_batch, *shape]), lambda tensor, layer: tensor, [])
         fakes = state.generator(latents, context=context)
         return state.discriminator(images, context=context), state.discriminator(fakes, context=context)
 

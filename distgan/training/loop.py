@@ -12,7 +12,8 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,14 @@ import tensorflow as tf
 
 from distgan.config import Config, images
 from distgan.data import pipeline
-from distgan.data.source import Images
+from distgan.data.pipeline import Reader
 from distgan.errors import Diverged, Stopped, UserError
 from distgan.evaluation.sampling import Sampler, save_grid
 from distgan.runtime import devices
 from distgan.runtime.base import Runtime
 from distgan.tracking.console import log
 from distgan.tracking.tracker import Tracker
-from distgan.training import checkpoint
+from distgan.training import checkpoint, desync
 from distgan.training.run_dir import RunDir
 from distgan.training.state import TrainState
 from distgan.training.step import batches_per_step, compile_steps, measured_keys
@@ -41,11 +42,17 @@ class Run:
     """What a run works with."""
 
     config: Config
-    images: Images
+    reader: Reader
     runtime: Runtime
     state: TrainState
-    directory: RunDir
+    directory: RunDir | None
+    """None on the workers that write nothing."""
     tracker: Tracker
+
+    @property
+    def path(self) -> Path:
+        """The run directory, where this worker may write no more than its log unless it is the primary."""
+        return Path(self.config.run_dir)
 
     @property
     def images_per_step(self) -> int:
@@ -91,13 +98,13 @@ class Clock:
 
     def start_report(self) -> None:
         """Forgets the times of the last report."""
-        self.seconds, self.waited, self.steps = 0.0, 0.0, 0
+        self.seconds, self.waited, self.waited_for_others, self.steps = 0.0, 0.0, 0.0, 0
 
     def limit(self) -> int:
         """Steps that fit in a call; grows by doubling, as the first measurements are rough."""
         return max(1, min(int(_CALL_SECONDS / self.seconds_per_step), 2 * self.steps_in_call))
 
-    def add(self, steps: int, seconds: float, waited: float) -> None:
+    def add(self, steps: int, seconds: float, waited: float, waited_for_others: float) -> None:
         """Takes the times of a call; those of the first one, which compiles, are forgotten at the second."""
         if self.calls == 1:
             self.start_report()
@@ -105,6 +112,7 @@ class Clock:
             self.seconds_per_step, self.steps_in_call = seconds / steps, steps
         self.calls += 1
         self.seconds, self.waited, self.steps = self.seconds + seconds, self.waited + waited, self.steps + steps
+        self.waited_for_others += waited_for_others
 
 
 def train(run: Run, stop: Stop) -> None:
@@ -118,64 +126,105 @@ def train(run: Run, stop: Stop) -> None:
     train_config, topology = run.config.train, run.runtime.topology
     advance = compile_steps(run.config, run.state, run.runtime)
     first_batch = run.images_seen // train_config.global_batch
-    dataset = pipeline.batches(
-        run.images,
-        first_batch,
-        run.config.data,
-        train_config,
-        topology.num_replicas,
-        run.runtime.local_replicas,
-        run.config.seed,
-    )
+    dataset = pipeline.batches(run.reader, first_batch, train_config, topology.num_replicas, topology.local_replicas)
     iterator = run.runtime.distribute(dataset)
     sampler = Sampler(run.state.generator_ema, run.config.model.name.options.latent_size)
     clock, total, seen = Clock(), images(train_config.total_kimg), run.images_seen
+    control, primary = run.runtime.control, run.directory is not None
+    check = desync.build_check(run.state, run.runtime) if run.config.runtime.check_desync else lambda: None
+
+    def checked_save(seen: int) -> None:
+        check()
+        save(run)
+
+    def checked_report(seen: int) -> None:
+        check()
+        report(run, clock, seen)
+
     every: list[tuple[int, Callable[[int], None]]] = [
-        (images(train_config.report_kimg), lambda seen: report(run, clock, seen)),
+        (images(train_config.report_kimg), checked_report),
         (images(train_config.sample_kimg), lambda seen: write_samples(run, sampler, seen)),
-        (images(run.config.checkpoint.every_kimg), lambda seen: save(run)),
+        (images(run.config.checkpoint.every_kimg), checked_save),
     ]
     every = [(max(interval, 1), action) for interval, action in every if interval]
-    profiled, profiling = run.config.runtime.profile_range(), False
+    profile = Profile(run)
     with writing(run):
-        write_reals(run)
+        if primary:
+            write_reals(run)
         if seen == 0 and train_config.sample_kimg:
             write_samples(run, sampler, seen)
     while seen < total:
         step = seen // run.images_per_step
-        marks = [seen // interval * interval + interval for interval, _ in every]
-        marks += [edge * run.images_per_step for edge in (profiled.start, profiled.stop) if edge > step]
-        steps = min(math.ceil((min(*marks, total) - seen) / run.images_per_step), clock.limit())
-        if profiled and step == profiled.start:
-            tf.profiler.experimental.start(str(run.directory.path / "profile"))
-            profiling = True
+        signals, limits = zip(*control.gather([stop.signal and stop.signal.name, clock.limit()]), strict=True)
+        if any(signals):
+            with writing(run):
+                checked_save(seen)
+            control.gather(None)
+            name = next(name for name in signals if name)
+            raise Stopped(f"stopped by {name} at {seen / 1000:g} kimg, saved; start it again to go on")
+        marks = [seen // interval * interval + interval for interval, _ in every] + profile.marks(step)
+        steps = min(math.ceil((min(*marks, total) - seen) / run.images_per_step), *limits)
+        control.at(f"training, {steps} steps a call", step, patient=clock.calls == 0)
+        profile.start(step)
         started = time.perf_counter()
-        ok, evidence, waited = advance(iterator, steps)
+        # XLA tells on stderr that it compiled. Among workers the line between them may have to speak meanwhile.
+        with devices.quiet() if clock.calls == 0 and topology.world_size == 1 else nullcontext():
+            ok, evidence, waited = _advance(advance, iterator, steps, run.reader)
         finite = bool(ok.numpy())
-        clock.add(steps, time.perf_counter() - started, float(waited))
-        last = step + steps == profiled.stop or seen + steps * run.images_per_step >= total or not finite or stop.signal
-        if profiling and last:
-            tf.profiler.experimental.stop()
-            profiling = False
-            log.info(
-                "profile of steps %s written to %s", run.config.runtime.profile_steps, run.directory.path / "profile"
-            )
+        clock.add(steps, time.perf_counter() - started, float(waited), run.runtime.take_waited())
+        profile.stop(step + steps, last=not finite or seen + steps * run.images_per_step >= total or bool(stop.signal))
+        control.at("between two calls", step + steps, patient=primary)
         with writing(run):
             if not finite:
-                raise diverged(run, evidence.numpy())
+                raise Diverged(control.gather(diverged(run, evidence.numpy()) if primary else None)[0])
             before, seen = seen, seen + steps * run.images_per_step
             for interval, action in every:
                 if seen // interval > before // interval:
                     action(seen)
-            if stop.signal and seen < total:
-                save(run)
-                raise Stopped(f"stopped by {stop.signal.name} at {seen / 1000:g} kimg, saved; start it again to go on")
     with writing(run):
         write_samples(run, sampler, seen)
         # Saved before the last row, which may come early: a run that is made longer reports whole intervals again.
-        save(run)
+        checked_save(seen)
         if run.state.report_steps.numpy():
             report(run, clock, seen)
+
+
+def _advance(advance: Any, iterator: Any, steps: int, reader: Reader) -> Any:
+    """Several steps; an error of the data is raised as itself."""
+    try:
+        return advance(iterator, steps)
+    except tf.errors.OpError:
+        if reader.error:
+            raise reader.error from None
+        raise
+
+
+class Profile:
+    """A trace of the steps of --runtime.profile_steps, one a worker."""
+
+    def __init__(self, run: Run):
+        self.range = run.config.runtime.profile_range()
+        self.images_per_step = run.images_per_step
+        rank = run.runtime.topology.rank
+        self.path = run.path / (f"profile.{rank}" if rank else "profile")
+        self.running = False
+
+    def marks(self, step: int) -> list[int]:
+        """The image counts at which a call must end."""
+        return [edge * self.images_per_step for edge in (self.range.start, self.range.stop) if edge > step]
+
+    def start(self, step: int) -> None:
+        """Starts at the first step, or where a run goes on among them."""
+        if step in self.range and not self.running:
+            tf.profiler.experimental.start(str(self.path))
+            self.running = True
+
+    def stop(self, step: int, last: bool) -> None:
+        """Writes the trace at the last step, or at the run's end."""
+        if self.running and (last or step == self.range.stop):
+            tf.profiler.experimental.stop()
+            self.running = False
+            log.info("profile of steps %d:%d written to %s", self.range.start, self.range.stop, self.path)
 
 
 @contextmanager
@@ -184,12 +233,12 @@ def writing(run: Run) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = error.filename or run.directory.path
-        raise UserError(f"--run_dir={run.directory.path}: cannot write {place}: {error.strerror or error}") from None
+        place = error.filename or run.path
+        raise UserError(f"--run_dir={run.path}: cannot write {place}: {error.strerror or error}") from None
 
 
 def report(run: Run, clock: Clock, seen: int) -> None:
-    """Writes a row: means over the steps since the last one."""
+    """Writes a row: means over the steps since the last one; all workers call it."""
     state, config = run.state, run.config
     steps = float(state.report_steps.numpy())
     values: dict[str, list[float]] = {}
@@ -197,17 +246,31 @@ def report(run: Run, clock: Clock, seen: int) -> None:
         values.setdefault(key, []).append(total / steps)
     seconds_per_step = clock.seconds / clock.steps
     rate = run.images_per_step / seconds_per_step
+    # What a worker's step takes without the waiting in sums over replicas tells who the others wait for.
+    own = run.runtime.control.gather((clock.seconds - clock.waited_for_others) / clock.steps * 1000)
+    workers = {
+        "workers/step_ms_fastest": min(own),
+        "workers/step_ms_mean": float(np.mean(own)),
+        "workers/step_ms_slowest": max(own),
+        "workers/slowest_rank": int(np.argmax(own)),
+    }
+    left_out = {}
+    if config.data.on_error == "skip":
+        everywhere = run.runtime.control.gather(sorted(run.reader.unreadable))
+        left_out = {"data/unreadable_images": len({index for each in everywhere for index in each})}
     row = {
         "progress/images_seen": seen,
         "progress/kimg": seen / 1000,
         "progress/step": seen // run.images_per_step,
-        "progress/restarts": run.directory.starts,
+        "progress/restarts": run.directory.starts if run.directory else 0,
         **{key: float(np.mean(means)) for key, means in values.items()},
         **{f"lr/{name}": float(optimizer.learning_rate.numpy()) for name, optimizer in state.optimizers.items()},
         "throughput/images_per_second": rate,
         "throughput/images_per_second_per_replica": rate / run.runtime.topology.num_replicas,
         "time/step_ms": seconds_per_step * 1000,
         "time/data_wait_ms": clock.waited / clock.steps * 1000,
+        **(workers if len(own) > 1 else {}),
+        **left_out,
         **{f"memory/{key}": value for key, value in devices.memory().items()},
     }
     run.tracker.row(row)
@@ -218,6 +281,8 @@ def report(run: Run, clock: Clock, seen: int) -> None:
 
 def write_samples(run: Run, sampler: Sampler, seen: int) -> None:
     """Writes the grid of fixed latents: those of the run's seed, as `distgan sample` draws them."""
+    if run.directory is None:
+        return
     path = run.directory.sample_path(seen)
     save_grid(sampler(run.config.seed, range(_GRID_IMAGES)), path)
     run.tracker.picture("samples/ema_grid", path, seen)
@@ -225,34 +290,36 @@ def write_samples(run: Run, sampler: Sampler, seen: int) -> None:
 
 def write_reals(run: Run) -> None:
     """Writes the run's first real images as a grid, once."""
-    path = run.directory.path / "samples" / "reals.png"
+    path = run.path / "samples" / "reals.png"
     if not path.exists():
-        pixels, _ = pipeline.read(run.images, np.arange(_GRID_IMAGES), run.config.seed, run.config.data.flip)
+        pixels, _ = run.reader(np.arange(_GRID_IMAGES))
         save_grid(pixels, path)
         run.tracker.picture("samples/real_grid", path, 0)
 
 
 def save(run: Run) -> None:
-    """Writes a checkpoint of the state as it stands."""
+    """Writes a checkpoint of the state as it stands, on the primary."""
+    if run.directory is None:
+        return
     info = {
         "images_seen": run.images_seen,
-        "image_shape": list(run.images.shape),
-        "data_fingerprint": run.images.fingerprint,
+        "image_shape": list(run.reader.images.shape),
+        "data_fingerprint": run.reader.images.fingerprint,
     }
     checkpoint.write(
         run.directory.checkpoints, checkpoint.Checkpoint(run.state.arrays(), info), run.config.checkpoint.keep
     )
 
 
-def diverged(run: Run, evidence: np.ndarray) -> Diverged:
-    """Saves what is known about a step that was not finite, and says it."""
+def diverged(run: Run, evidence: np.ndarray) -> str:
+    """Saves what is known about a step that was not finite; returns it in words."""
     seen = run.images_seen
     keys = measured_keys(run.config.train)
     phase, key = next(name for name, value in zip(keys, evidence, strict=True) if not np.isfinite(value))
     values: dict[str, dict[str, str]] = {}
     for (phase_name, name), value in zip(keys, evidence, strict=True):
         values.setdefault(phase_name, {})[name] = repr(float(value))
-    path = run.directory.path / f"diverged-{seen:012d}.json"
+    path = run.path / f"diverged-{seen:012d}.json"
     content = {
         "step": seen // run.images_per_step,
         "images_seen": seen,
@@ -262,7 +329,7 @@ def diverged(run: Run, evidence: np.ndarray) -> Diverged:
         "image_numbers": [seen, seen + run.images_per_step - 1],
     }
     path.write_text(json.dumps(content, indent=1) + "\n")
-    return Diverged(
+    return (
         f"{key} was not finite in phase {phase} of step {content['step']} (images {seen} to {seen + run.images_per_step - 1}); "
         f"the weights are those before it, the evidence is in {path}"
     )

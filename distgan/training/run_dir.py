@@ -35,11 +35,17 @@ class RunDir:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / ".lock", timeout=0)
             self._lock.acquire()
-            self.starts = self._record(config, data_fingerprint)
         except Timeout:
             raise UserError(f"--run_dir={path} is in use: another process trains there") from None
         except OSError as error:
             raise UserError(f"--run_dir={path} cannot be written: {error.strerror}") from None
+        try:
+            self.starts = self._record(config, data_fingerprint)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise UserError(f"--run_dir={path} cannot be written: {error.strerror}") from None
+            raise
 
     def sample_path(self, images_seen: int) -> Path:
         """Where the grid of an image count lies."""

@@ -69,6 +69,12 @@ class TrainState:
         for name, variable in named.items():
             variable.assign(arrays[name])
 
+    def share(self, arrays: Mapping[str, np.ndarray] | None, runtime: Runtime) -> None:
+        """Sets every worker's state to the primary's, which takes it from a checkpoint's arrays if there are any."""
+        if arrays:
+            self.load(arrays)
+        runtime.broadcast(list(self.variables().values()))
+
     def parameter_counts(self) -> dict[str, int]:
         """Trainable numbers of each network."""
         return {name: sum(int(np.prod(v.shape)) for v in self.network(name).trainable_variables) for name in NETWORKS}

@@ -152,7 +152,8 @@ class _Phase:
     def run(self, batch: Any, ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Updates the trained networks if all is finite so far; returns whether it still is, and what was measured (`_keys`)."""
         outcome = self._accumulate(batch)
-        *gradients, measured = self.runtime.sum([*tf.nest.flatten(outcome.gradients), outcome.measured])
+        gradients = tf.nest.flatten(outcome.gradients)
+        *gradients, measured = self.runtime.sum_gradients(gradients, outcome.measured, self.phase.name)
         reduced = tf.nest.pack_sequence_as(outcome.gradients, gradients)
         norms = {name: tf.linalg.global_norm(reduced[name]) for name in self.phase.trains}
         measured = tf.concat([measured, tf.stack(list(norms.values()))], axis=0)
@@ -187,7 +188,7 @@ class _Phase:
                 shapes[f"{name}/{layer}"] = shape
                 return tf.zeros([1, *shape])
 
-            return Pass(uniform, lambda tensor: tensor, updates=[])
+            return Pass(uniform, lambda tensor, layer: tensor, updates=[])
 
         def passes() -> None:
             latents = tf.zeros([1, self.config.model.name.options.latent_size], self.state.generator.variable_dtype)
@@ -241,7 +242,10 @@ class _Phase:
         def uniform(layer: str, shape: tuple[int, ...]) -> tf.Tensor:
             return draws[f"{name}/{layer}"]
 
-        return Pass(uniform, lambda tensor: self.runtime.sum([tensor])[0], updates=[])
+        def sum_over_replicas(tensor: tf.Tensor, layer: str) -> tf.Tensor:
+            return self.runtime.sum([tensor], f"{self.phase.name}/{name}/{layer}")[0]
+
+        return Pass(uniform, sum_over_replicas, updates=[])
 
     def _key(self, purpose: str) -> int:
         return seeds.key(self.config.seed, f"{self.phase.name}/{purpose}")

@@ -1,0 +1,100 @@
+"""The self-test of `distgan doctor --equivalence`: the replicas of this very machine and strategy against one replica."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from distgan import config as configs
+from distgan.config import Config
+from distgan.data import pipeline
+from distgan.models import MODELS
+from distgan.objectives import LOSSES
+from distgan.runtime.base import Runtime
+from distgan.runtime.control import Control
+from distgan.runtime.topology import Topology
+from distgan.training.state import build_state
+from distgan.training.step import compile_steps
+
+LIMIT = 1e-8
+"""Largest relative difference of a change that rounding may explain in float64; a wrong factor makes it 1 or so."""
+_STEPS = 5
+_IMAGES_PER_REPLICA = 4
+
+
+def base_config(values: dict[str, Any]) -> Config:
+    """The config of the test: float64 shows mistakes that float32 rounding hides, and SGD wrong factors that Adam hides."""
+    fixed = {
+        "precision": "float64",
+        "data.source": "synthetic",
+        "data.resolution": 16,
+        "data.synthetic.num_images": 1024,
+        "optimizer.name": "sgd",
+        "optimizer.learning_rate": 0.05,
+        "tracking.wandb": "disabled",
+    }
+    return configs.build(Config, {**fixed, **values})
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The largest |da - db| / |da| over all variables, where d is the change since the start."""
+
+    gradients: float
+    """After one step of SGD, whose change is the gradient times the learning rate."""
+    weights: float
+    """After five steps."""
+    variable: str
+    """Where the latter is."""
+
+
+def differences(config: Config, runtime: Runtime) -> dict[str, Difference]:
+    """Trains every model with every loss on this runtime's replicas and on one; on the primary, what differs.
+
+    Returns:
+      `model loss` -> difference; empty on the other workers.
+    """
+    found = {}
+    for model in MODELS.parts:
+        for loss in LOSSES.parts:
+            values = {**configs.flatten(config), "model.name": model, "objective.loss": loss, "model.width": 8}
+            values["train.global_batch"] = _IMAGES_PER_REPLICA * runtime.topology.num_replicas
+            case = configs.build(Config, values)
+            many = _train(case, runtime)
+            if runtime.topology.is_primary:
+                runtime.control.at("training on one replica", 0, patient=True)
+                found[f"{model} {loss}"] = _difference(
+                    _train(case, Runtime(Topology("single", "", 1), Control())), many
+                )
+    return found
+
+
+def _train(config: Config, runtime: Runtime) -> list[dict[str, np.ndarray]]:
+    """The state at the start, after one step and after five."""
+    runtime.control.at("training", 0, patient=True)
+    images = config.data.source.options.open(config.data)
+    state = build_state(config, images.shape, runtime)
+    state.share(None, runtime)
+    advance = compile_steps(config, state, runtime)
+    place = runtime.topology
+    reader = pipeline.Reader(images, config.data, config.seed)
+    iterator = runtime.distribute(pipeline.batches(reader, 0, config.train, place.num_replicas, place.local_replicas))
+    arrays = [state.arrays()]
+    for steps in (1, _STEPS - 1):
+        advance(iterator, steps)
+        arrays.append(state.arrays())
+    return arrays
+
+
+def _difference(one: list[dict[str, np.ndarray]], many: list[dict[str, np.ndarray]]) -> Difference:
+    names = [name for name in one[0] if name.startswith(("generator/", "discriminator/", "generator_ema/"))]
+
+    def worst(moment: int) -> tuple[float, str]:
+        changes = {name: (one[moment][name] - one[0][name], many[moment][name] - many[0][name]) for name in names}
+        ratios = {name: float(np.linalg.norm(a - b) / (np.linalg.norm(a) + 1e-300)) for name, (a, b) in changes.items()}
+        return max((ratio, name) for name, ratio in ratios.items())
+
+    weights, variable = worst(2)
+    return Difference(worst(1)[0], weights, variable)

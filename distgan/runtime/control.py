@@ -1,0 +1,328 @@
+"""The line between workers beside the collectives: TCP to the primary, served from a thread of its own.
+
+Collectives wait for ever for a worker that is gone, and say nothing. This line still works then: every worker tells the
+primary each second where it stands, the primary judges who is lost or stuck, and one worker's error, or end without a word,
+becomes the end of all, with its message shown once and its exit code everywhere. Small values are gathered over it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import faulthandler
+import json
+import logging
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from distgan.errors import Ended, Exit, UserError
+from distgan.runtime.hub import BEAT_SECONDS, LARGEST_MESSAGE, Hub, Limits, Position, encode
+
+log = logging.getLogger("distgan")
+
+_GRACE_SECONDS = 5.0  # From the end of all to this process' own, where its main thread is stuck in a collective.
+_STRAGGLERS_SECONDS = 30.0  # How long a primary that fails early stays to tell those who have yet to come.
+
+
+class Control:
+    """A lone worker's line: it gathers what it has, and nobody waits for it."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every worker (as JSON carries it), by rank; all workers call it at the same places."""
+        return [value]
+
+    def at(self, doing: str, step: int, patient: bool = False) -> None:
+        """Notes where this worker stands.
+
+        Args:
+          doing: in words.
+          step: passes over the phases so far.
+          patient: whether this may take `PATIENCE` times as long as a step.
+        """
+
+    def fail(self, error: BaseException) -> BaseException:
+        """What this worker ends with, once an error ended it or another worker did."""
+        return error
+
+    def close(self) -> None:
+        """Leaves in peace."""
+
+
+class Line(Control):
+    """The line of one of several workers; the primary serves it and is its own first client."""
+
+    def __init__(
+        self,
+        job: str,
+        rank: int,
+        world_size: int,
+        limits: Limits,
+        addresses: Sequence[tuple[str, int]],
+        server: Any = None,
+    ):
+        """Joins the others.
+
+        Args:
+          job: equal on all workers of a job, and different in other jobs.
+          rank: this worker's number.
+          world_size: how many workers there are.
+          limits: how long to wait.
+          addresses: where the primary may be reached; tried in turn.
+          server: the primary's listening socket, see `listen`.
+
+        Raises:
+          Ended: not all came, or two came as one.
+        """
+        self.rank, self.world_size, self.limits, self.job = rank, world_size, limits, job
+        self.addresses = addresses
+        self._position = Position(socket.gethostname())
+        self._gathered = 0
+        self._answers: dict[int, concurrent.futures.Future[Any]] = {}
+        self._verdict: concurrent.futures.Future[Ended] = concurrent.futures.Future()
+        self._begun: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._closing = False
+        self._taken = False
+        self._closed = threading.Event()
+        self._heard = time.monotonic()
+        self._writer: asyncio.StreamWriter | None = None
+        self._hub = Hub(job, world_size, limits) if server else None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, args=(server,), name="control", daemon=True)
+        self._thread.start()
+        self._wait(self._begun)
+
+    def gather(self, value: Any) -> list[Any]:
+        self._gathered += 1
+        answer = self._answers[self._gathered] = concurrent.futures.Future()
+        self._send({"gather": self._gathered, "value": value})
+        return self._wait(answer)
+
+    def at(self, doing: str, step: int, patient: bool = False) -> None:
+        now = self._position
+        self._position = dataclasses.replace(now, doing=doing, step=step, patient=patient, changes=now.changes + 1)
+        if self._verdict.done():
+            raise self._end()
+
+    def fail(self, error: BaseException) -> BaseException:
+        self._taken = True
+        verdict = error if isinstance(error, Ended) else self._report(error)
+        _speak(verdict)
+        if self._hub and not self._begun.done():
+            self._hub.complete.wait(min(self.limits.join_seconds, _STRAGGLERS_SECONDS))
+        return verdict
+
+    def _report(self, error: BaseException) -> Ended:
+        """Tells an error of this worker; returns what all end with."""
+        if isinstance(error, Exit):
+            urgency, code, text = 0, error.code, str(error)
+        else:
+            # An error of TensorFlow is often the echo of another worker's end.
+            urgency = 2 if type(error).__module__.startswith("tensorflow") else 1
+            code = 130 if isinstance(error, KeyboardInterrupt) else 1
+            text = "".join(traceback.format_exception(error)).rstrip()
+        self._send({"fail": {"urgency": urgency, "code": code, "text": text}})
+        try:
+            return self._verdict.result(timeout=2 * _GRACE_SECONDS)
+        except concurrent.futures.TimeoutError:
+            return Ended(code, text, spoken=False)
+
+    def close(self) -> None:
+        if not self._verdict.done():
+            self._closing = True
+            self._send({"bye": True})
+            self._closed.wait(_GRACE_SECONDS)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_GRACE_SECONDS)
+
+    def _wait(self, answer: concurrent.futures.Future[Any]) -> Any:
+        """The answer, or the end of all, whichever comes first."""
+        concurrent.futures.wait([answer, self._verdict], return_when=concurrent.futures.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        raise self._end()
+
+    def _end(self) -> Ended:
+        """The verdict, taken by the main thread, which ends the process in its own way."""
+        self._taken = True
+        return self._verdict.result()
+
+    # What follows runs in the thread.
+
+    def _serve(self, server: Any) -> None:
+        asyncio.set_event_loop(self._loop)
+        tasks = [self._loop.create_task(self._follow())]
+        if self._hub:
+            tasks.append(self._loop.create_task(self._hub.serve(server)))
+        self._loop.run_forever()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True))
+        self._loop.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        """From any thread."""
+
+        def write() -> None:
+            if self._writer and not self._writer.is_closing():
+                self._writer.write(encode(message))
+
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(write)
+
+    async def _follow(self) -> None:
+        """Joins, then follows what the primary says."""
+        try:
+            reader, self._writer = await asyncio.wait_for(self._connect(), self.limits.join_seconds)
+        except (TimeoutError, UserError) as error:
+            tried = ", ".join(f"{host}:{port}" for host, port in self.addresses)
+            waited = f"rank {self.rank} waited {self.limits.join_seconds:g} s for the primary at {tried}"
+            code, text = (2, str(error)) if isinstance(error, UserError) else (1, waited)
+            self._conclude(Ended(code, text))
+            return
+        beats = self._loop.create_task(self._beat())
+        primary = "the primary (rank 0)"
+        try:
+            while line := await reader.readline():
+                self._heard = time.monotonic()
+                self._take(json.loads(line))
+        except (ConnectionError, ValueError):
+            pass
+        beats.cancel()
+        self._closed.set()
+        if not self._closing:
+            self._conclude(Ended(1, f"{primary} ended without a word", spoken=self.rank == 1))
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        foreign = 0
+        while True:
+            for host, port in self.addresses:
+                try:
+                    opened = asyncio.open_connection(host, port, limit=LARGEST_MESSAGE)
+                    reader, writer = await asyncio.wait_for(opened, 5)
+                except (OSError, TimeoutError):
+                    continue
+                hello = {
+                    "hello": self.job,
+                    "rank": self.rank,
+                    "world_size": self.world_size,
+                    "host": self._position.host,
+                }
+                writer.write(encode(hello))
+                try:
+                    answer = json.loads(await asyncio.wait_for(reader.readline(), 10))
+                    if answer["welcome"] == self.job:
+                        return reader, writer
+                except (OSError, TimeoutError, ValueError, KeyError, TypeError):
+                    writer.close()
+                foreign += 1
+                if foreign >= 3:
+                    raise UserError(
+                        f"{host}:{port} is taken by another program, or by another job: choose --runtime.control_port"
+                    )
+            await asyncio.sleep(0.2)
+
+    async def _beat(self) -> None:
+        while True:
+            now = self._position
+            self._send({"beat": [now.doing, now.step, now.patient, now.changes]})
+            await asyncio.sleep(BEAT_SECONDS)
+            silent = time.monotonic() - self._heard
+            if silent > self.limits.hang_seconds and not self._closing:
+                self._conclude(
+                    Ended(1, f"the primary (rank 0) has not been heard from for {silent:.0f} s", spoken=self.rank == 1),
+                    True,
+                )
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "gathered" in message:
+            self._answers.pop(message["gathered"]).set_result(message["values"])
+        elif "begin" in message:
+            self._begun.set_result(None)
+        elif "end" in message:
+            end = message["end"]
+            self._conclude(Ended(end["code"], end["text"], spoken=self.rank == 0), end["stacks"])
+
+    def _conclude(self, verdict: Ended, stacks: bool = False) -> None:
+        """Hands the verdict to the main thread; ends the process where that one does not take it."""
+        if self._verdict.done():
+            return
+        if stacks:
+            now = self._position
+            log.error("rank %d is at step %d: %s; its stacks:\n%s", self.rank, now.step, now.doing, _stacks())
+        self._verdict.set_result(verdict)
+        threading.Thread(target=self._leave, args=(verdict,), daemon=True).start()
+
+    def _leave(self, verdict: Ended) -> None:
+        time.sleep(_GRACE_SECONDS)
+        if self._taken or self._closing:
+            return
+        _speak(verdict)
+        logging.shutdown()
+        os._exit(verdict.code)
+
+
+def listen(port: int) -> Any:
+    """The primary's socket on a port of all its addresses; 0 chooses a free one.
+
+    Raises:
+      UserError: the port is in use.
+    """
+    try:
+        return socket.create_server(("", port), backlog=1024)
+    except OSError as error:
+        raise UserError(f"--runtime.control_port={port} cannot be listened on: {error.strerror}") from None
+
+
+class Deadline:
+    """A context: ends the process, saying what it waited for, if its block takes longer than a limit.
+
+    Where native code holds Python's lock all that time, as TensorFlow's server does while it waits for the others, the end
+    comes a little later and says in which function.
+    """
+
+    def __init__(self, seconds: float, what: str):
+        self.seconds = seconds
+        self.timer = threading.Timer(seconds, self._end, (f"waited {seconds:g} s for {what}",))
+        self.timer.daemon = True
+        # A copy, as stderr may be held back within the block.
+        self.terminal = os.fdopen(os.dup(2), "w")
+
+    def __enter__(self) -> None:
+        self.timer.start()
+        faulthandler.dump_traceback_later(self.seconds + _GRACE_SECONDS, exit=True, file=self.terminal)
+
+    def __exit__(self, *_: Any) -> None:
+        self.timer.cancel()
+        faulthandler.cancel_dump_traceback_later()
+        self.terminal.close()
+
+    def _end(self, text: str) -> None:
+        print(f"distgan: {text}", file=self.terminal, flush=True)
+        os._exit(1)
+
+
+def _speak(verdict: Ended) -> None:
+    """Writes how it ended to the log file, and to the terminal if this worker speaks for all."""
+    record = log.makeRecord(log.name, logging.ERROR, "", 0, "%s", (verdict,), None)
+    for handler in log.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+    if verdict.spoken:
+        print(f"distgan: {verdict}", file=sys.stderr, flush=True)
+    verdict.spoken = False
+
+
+def _stacks() -> str:
+    """The Python stacks of all threads."""
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()

@@ -1,0 +1,121 @@
+"""Replicas in processes of their own, by Horovod: one a worker.
+
+Of Horovod's Python layer only the plain operations are used: its optimizer, tape, batch norm and broadcast hooks do not
+know Keras 3 and go wrong without a word (the optimizer applies local gradients).
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Sequence
+from importlib import metadata
+
+import tensorflow as tf
+
+from distgan.errors import UserError
+from distgan.runtime import control
+from distgan.runtime.base import Runtime
+from distgan.runtime.control import Control, Deadline, Line
+from distgan.runtime.hub import Limits
+from distgan.runtime.topology import Topology, Workers
+
+try:
+    import horovod.tensorflow as hvd
+    import psutil  # Horovod needs it too.
+except ImportError as error:
+    raise UserError(
+        f"Horovod cannot be imported ({error}): build it for this TensorFlow by bash launch/install_horovod.sh"
+    ) from None
+
+
+def connect(workers: Workers, limits: Limits, port: int) -> Control:
+    """Starts Horovod, and the line between its workers.
+
+    Raises:
+      UserError: the port of the line is in use.
+      Ended: a worker did not come.
+    """
+    with Deadline(
+        limits.join_seconds, f"Horovod to start with {workers.world_size} workers (--runtime.join_timeout_seconds)"
+    ):
+        hvd.init()
+        here, problem, server = None, "", None
+        if workers.rank == 0:
+            try:
+                server = control.listen(port)
+                here = (secrets.token_hex(8), [(host, server.getsockname()[1]) for host in _own_addresses()])
+            except UserError as error:
+                problem = str(error)
+        found, problem = hvd.broadcast_object((here, problem), root_rank=0, name="control")
+    if problem:
+        raise UserError(problem)
+    return Line(found[0], workers.rank, workers.world_size, limits, found[1], server)
+
+
+def _own_addresses() -> list[str]:
+    """Names and numbers by which other workers may reach this host, the loopback last."""
+    numbers = [
+        each.address
+        for interface in psutil.net_if_addrs().values()
+        for each in interface
+        if each.family == socket.AF_INET
+    ]
+    return sorted(numbers, key=lambda number: number.startswith("127."))
+
+
+class HorovodRuntime(Runtime):
+    """One replica a worker."""
+
+    def __init__(self, topology: Topology, line: Control, compression: str = "none", groups: int = 1):
+        """Args: see --runtime.compression and --runtime.reduction_groups."""
+        super().__init__(topology, line)
+        self.compression = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
+        self.groups = groups
+
+    def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
+        with self.timing(tensors) as timed:
+            return timed(hvd.grouped_allreduce(list(tensors), op=hvd.Sum, name=name))
+
+    def sum_gradients(self, gradients: Sequence[tf.Tensor], measured: tf.Tensor, name: str) -> list[tf.Tensor]:
+        if self.groups == 1 and self.compression is hvd.Compression.none:
+            return super().sum_gradients(gradients, measured, name)
+        reduced: list[tf.Tensor] = []
+        # Backward passes end with the first layers, so the last group is ready first.
+        for number, part in enumerate(_parts(gradients, self.groups)):
+            # Horovod divides after the sum unless told to sum; these gradients are shares of a mean already, so their
+            # sum in 16 bits is as large as the mean and no larger.
+            part_name = f"{name}/gradients{number}"
+            reduced += hvd.grouped_allreduce(part, op=hvd.Sum, compression=self.compression, name=part_name)
+        return [*reduced, *self.sum([measured], f"{name}/measured")]
+
+    def wire_bytes(self, gradients: Sequence[tf.Tensor]) -> int:
+        if self.compression is hvd.Compression.none:
+            return super().wire_bytes(gradients)
+        return sum(2 * gradient.shape.num_elements() for gradient in gradients)
+
+    def broadcast(self, variables: Sequence[tf.Variable]) -> None:
+        hvd.broadcast_variables(list(variables), root_rank=0)
+
+    def close(self) -> None:
+        super().close()
+        hvd.shutdown()
+
+
+def _parts(tensors: Sequence[tf.Tensor], count: int) -> list[list[tf.Tensor]]:
+    """Neighbours in `count` parts of about equal size in numbers."""
+    total = sum(tensor.shape.num_elements() for tensor in tensors)
+    parts: list[list[tf.Tensor]] = [[] for _ in range(count)]
+    before = 0
+    for tensor in tensors:
+        parts[min(count - 1, before * count // total)].append(tensor)
+        before += tensor.shape.num_elements()
+    return [part for part in parts if part]
+
+
+def describe_build() -> str:
+    """Version, controllers and operations of the installed Horovod, in words."""
+    built = {"gloo": hvd.gloo_built(), "mpi": hvd.mpi_built(), "nccl": hvd.nccl_built()}
+    controllers = [name for name in ("gloo", "mpi") if built[name]]
+    operations = [name for name, there in built.items() if there]
+    return f"{metadata.version('horovod')}, controllers {', '.join(controllers)}, operations {', '.join(operations)}"

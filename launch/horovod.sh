@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Runs distgan on Horovod ranks. Options of horovodrun stand before --, words of distgan behind it.
+#   bash launch/horovod.sh -np 4 -- train --preset=cifar10-dcgan
+#   bash launch/horovod.sh -np 8 -H host1:4,host2:4 -- train --preset=cifar10-dcgan
+#   bash launch/horovod.sh -np 8 --hostfile hosts -p 2222 -- train --preset=cifar10-dcgan
+# It ends with the exit code of the first rank that failed, where bare horovodrun always ends with 1.
+set -euo pipefail
+
+options=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+  options+=("$1")
+  shift
+done
+if [ $# -lt 2 ] || [ ${#options[@]} = 0 ]; then
+  echo "horovod.sh: usage: bash launch/horovod.sh -np N [-H host1:4,host2:4] -- train [--flags]" >&2
+  exit 2
+fi
+shift
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+command -v horovodrun >/dev/null || { echo "horovod.sh: Horovod is missing: bash launch/install_horovod.sh" >&2; exit 2; }
+
+export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" # horovodrun imports TensorFlow too.
+distgan "$@" --help >/dev/null # A mistake in a flag is told once, and not by each rank.
+command=(horovodrun --gloo "${options[@]}" "$(command -v distgan)" "$@")
+echo "horovod.sh: ${command[*]}" >&2
+folder="$(mktemp -d)"
+trap 'rm -rf "$folder"' EXIT
+mkfifo "$folder/errors"
+# horovodrun tells of a failed rank by a traceback of its own: it is held back, and the rank's exit code taken from it.
+awk -v code="$folder/code" '
+  /^Traceback \(most recent call last\):$/ { held = 1 }
+  held { text = text $0 "\n"; if (/^Exit code: [0-9]+/) { print $3 > code; found = 1 } next }
+  { sub(/^\[[0-9]+\]<stderr>:/, ""); print; fflush() }
+  END { if (!found) printf "%s", text }
+' <"$folder/errors" >&2 &
+reader=$!
+"${command[@]}" 2>"$folder/errors" > >(sed -u -E '/^(Process [0-9]+ exit with|Terminating remaining workers)/d; s/^\[[0-9]+\]<stdout>://') &
+job=$!
+trap 'kill -TERM $job 2>/dev/null' TERM INT
+status=0
+wait $job || status=$?
+while kill -0 $job 2>/dev/null; do # A signal ends the wait, and not the job.
+  status=0
+  wait $job || status=$?
+done
+wait $reader
+[ $status = 0 ] || [ ! -s "$folder/code" ] || status="$(cat "$folder/code")"
+exit "$status"
