@@ -32,7 +32,7 @@ def option(
     default: Any,
     doc: str,
     *,
-    choices: tuple[str, ...] = (),
+    choices: tuple[Any, ...] = (),
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
@@ -43,7 +43,7 @@ def option(
     Args:
       default: the value, whose type is the field's.
       doc: one line for `--help`.
-      choices: the allowed words of a string field.
+      choices: the allowed values.
       minimum: the inclusive lower limit of a number.
       maximum: the inclusive upper limit of a number.
       above: the exclusive lower limit of a number.
@@ -79,6 +79,19 @@ class DataConfig:
     source: Part = part("digits", "distgan.data:SOURCES", "where the images come from")
     path: str = option("", "file of the source, where it needs one", may_change=True)
     resolution: int = option(0, "side of the square images in pixels; 0 keeps the source's own", minimum=0)
+    channels: int = option(
+        0, "1 gray, 3 colour, 4 with alpha; 0 as the first image is, without alpha", choices=(0, 1, 3, 4)
+    )
+    fit: str = option("crop", "how images that are not square become so", choices=("crop", "pad", "stretch"))
+    resample: str = option("lanczos", "filter that resizes", choices=("lanczos", "box"))
+    background: str = option("white", "colour behind transparency and padding: a name, or #rrggbb")
+    on_error: str = option(
+        "fail",
+        "an unreadable image ends the run, or the next image number takes its place, for up to 1 % of the images",
+        choices=("fail", "skip"),
+    )
+    threads: int = option(0, "that read and decode images; 0 is one a CPU", minimum=0, may_change=True)
+    cache_dir: str = option("", "where long lists of files are kept; by default ~/.cache/distgan", may_change=True)
     flip: bool = option(False, "mirror each image left to right with probability 1/2, drawn by image number")
 
 
@@ -154,6 +167,39 @@ class RuntimeConfig:
     """The machine."""
 
     logical_cpus: int = option(1, "split the CPU into this many devices, one replica each", minimum=1, may_change=True)
+    cpu_threads: int = option(
+        0, "threads a worker computes with on the CPU; 0 is one a core", minimum=0, may_change=True
+    )
+    workers: int = option(
+        1, "number of workers, where the launcher gives only an index (Kubernetes, Slurm)", minimum=1, may_change=True
+    )
+    peers: str = option("", "host:port of the workers: a pattern as run-{index}.run:2222, or a list", may_change=True)
+    control_port: int = option(
+        0,
+        "primary's port for what is not a collective; 0 is any (horovod), or 1000 above TensorFlow's (multiworker)",
+        minimum=0,
+        maximum=65535,
+        may_change=True,
+    )
+    join_timeout_seconds: float = option(
+        600.0, "how long to wait for all workers at the start", above=0, may_change=True
+    )
+    hang_timeout_seconds: float = option(
+        300.0,
+        "stop if no step ends in this time, or a worker is silent; ten times as long to compile",
+        above=0,
+        may_change=True,
+    )
+    compression: str = option(
+        "none", "of gradients on the wire between Horovod ranks", choices=("none", "fp16"), may_change=True
+    )
+    reduction_groups: int = option(
+        1,
+        "reductions a phase's gradients are dealt to, which may overlap its backward pass (horovod)",
+        minimum=1,
+        may_change=True,
+    )
+    check_desync: bool = option(True, "compare all workers' weights at each report, bit by bit", may_change=True)
     profile_steps: str = option("", "FIRST:LAST steps to trace for TensorBoard's profiler, as 100:110", may_change=True)
 
     def profile_range(self) -> range:
@@ -193,8 +239,8 @@ class Config:
     run_dir: str = option("", "where the run is written; by default runs/PRESET", may_change=True)
     strategy: str = option(
         "auto",
-        "single device, or mirrored over all GPUs (or logical CPUs) of this machine",
-        choices=("auto", "single", "mirrored"),
+        "single device, mirrored over this machine's GPUs (or logical CPUs), multiworker, or horovod",
+        choices=("auto", "single", "mirrored", "multiworker", "horovod"),
         may_change=True,
     )
     seed: int = option(0, "every random number follows from it and the image numbers", minimum=0)
@@ -238,7 +284,7 @@ class Entry:
         if self.table:
             return f"one of {', '.join(self.table.parts)}, or module:attribute"
         if self.limits.get("choices"):
-            return f"one of {', '.join(self.limits['choices'])}"
+            return f"one of {', '.join(map(str, self.limits['choices']))}"
         words = [_TYPE_NAMES[self.type]]
         if self.limits.get("minimum") is not None:
             words.append(f"at least {self.limits['minimum']}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,40 @@ def start(*words, **more):
     return subprocess.Popen([sys.executable, "-m", "distgan", *map(str, words)], **(pipes | more))
 
 
+def free_ports(count):
+    """Ports that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def clusters(addresses, indices=None):
+    """TF_CONFIG of each worker."""
+    indices = range(len(addresses)) if indices is None else indices
+    tasks = [{"type": "worker", "index": index} for index in indices]
+    return [json.dumps({"cluster": {"worker": addresses}, "task": task}) for task in tasks]
+
+
+def local_addresses(count):
+    """`host:port` of workers of this machine."""
+    return [f"127.0.0.1:{port}" for port in free_ports(count)]
+
+
+def launch(launcher, workers, command, env=None, **more):
+    """Starts a command by itself, as the workers of `multiworker` (one process each), or under horovodrun (one process)."""
+    env = env or environment()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | more
+    if launcher is None:
+        return [subprocess.Popen(command, env=env, **pipes)]
+    if launcher == "horovod":
+        words = [str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", str(workers)]
+        return [subprocess.Popen([*words, *command], env=env, **pipes)]
+    configs = clusters(local_addresses(workers))
+    return [subprocess.Popen(command, env=env | {"TF_CONFIG": each}, **pipes) for each in configs]
+
+
 def finish(process, code=0, seconds=300):
     """Waits for a process' end; returns what it wrote to stdout and stderr."""
     try:
@@ -35,6 +70,16 @@ def finish(process, code=0, seconds=300):
         process.kill()
     assert process.returncode == code, f"exit code {process.returncode}, not {code}\n{out}\n{err}"
     return out, err
+
+
+def finish_all(processes, code=0, seconds=300):
+    """Waits for the end of all of them; returns what each wrote to stderr."""
+    try:
+        return [finish(process, code, seconds)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def distgan(*words, code=0):

@@ -14,6 +14,7 @@ SMALL = ("--preset=cifar10-dcgan", "--model.width=4", "--train.global_batch=16")
         (("--what=step", "--blocks=2", "--block_seconds=0.1"), ("ratio", "images_per_second", "blocks")),
         (("--what=startup",), ("seconds_to_first_step",)),
         (("--what=memory",), ("peak_gib", "estimated_replica_gib")),
+        (("--what=data", "--blocks=1", "--block_seconds=0.5"), ("sources",)),
     ],
 )
 def test_benchmark(flags, keys):

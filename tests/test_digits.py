@@ -14,6 +14,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
+from distgan.config import DataConfig
 from distgan.data.arrays import Digits
 
 
@@ -54,5 +55,5 @@ def test_default_preset_learns_digits(tmp_path):
     assert shares.min() >= 0.03
     assert probabilities.max(1).mean() >= 0.75
 
-    reals = Digits().open("", 16).images
+    reals = Digits().open(DataConfig(resolution=16)).images
     assert nearest(fakes, reals).min() > nearest(reals, reals, apart_from_itself=True).min()

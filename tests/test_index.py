@@ -63,26 +63,26 @@ def test_memory_does_not_grow_with_the_data():
 
 @pytest.mark.parametrize("replicas", [1, 2, 3])
 def test_pipeline_serves_the_same_images_at_any_scale(replicas):
-    images = Synthetic(num_images=50, native_resolution=8, channels=1).open("", 0)
+    images = Synthetic(num_images=50, native_resolution=8, channels=1).open(DataConfig())
     data, train = DataConfig(flip=True), TrainConfig(global_batch=12, accumulation_steps=2)
-    first_batch = 3
-    dataset = pipeline.batches(images, first_batch, data, train, replicas, range(replicas), 0).take(4 * replicas)
+    first_batch, reader = 3, pipeline.Reader(images, data, 0)
+    dataset = pipeline.batches(reader, first_batch, train, replicas, range(replicas)).take(4 * replicas)
     served = {}
     for batch in dataset.as_numpy_iterator():
         for pixels, labels, first in zip(batch.images, batch.labels, batch.first, strict=True):
             for offset, (image, label) in enumerate(zip(pixels, labels, strict=True)):
                 served[int(first) + offset] = (image.tobytes(), int(label))
     assert sorted(served) == list(range(36, 84))
-    pixels, labels = pipeline.read(images, np.arange(36, 84), 0, flip=True)
+    pixels, labels = reader(np.arange(36, 84))
     expected = [(image.tobytes(), int(label)) for image, label in zip(pixels, labels, strict=True)]
     assert [served[number] for number in sorted(served)] == expected
 
 
 def test_flips_are_keyed_by_image_number():
-    images = Synthetic(num_images=500, native_resolution=8, channels=1).open("", 0)
+    images = Synthetic(num_images=500, native_resolution=8, channels=1).open(DataConfig())
     numbers = np.arange(500)
-    plain, labels = pipeline.read(images, numbers, 0, flip=False)
-    flipped, _ = pipeline.read(images, numbers, 0, flip=True)
+    plain, labels = pipeline.Reader(images, DataConfig(), 0)(numbers)
+    flipped, _ = pipeline.Reader(images, DataConfig(flip=True), 0)(numbers)
     mirrored = np.array([not np.array_equal(a, b) for a, b in zip(plain, flipped, strict=True)])
     assert 200 < mirrored.sum() < 300
     assert np.array_equal(flipped[mirrored], plain[mirrored][:, :, ::-1])

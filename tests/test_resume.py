@@ -66,17 +66,11 @@ def test_sigkill_at_five_moments(undisturbed, tmp_path):
     for kill in itertools.count():
         process = start(*words)
         before = len(rows(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
-        deadline = time.monotonic() + 120
+        until(process, lambda known=before: len(rows_so_far(run_dir)) > known)
         if kill == 2:
             # In the midst of a save: its temporary directory is there.
-            while not any(saves.glob(".tmp-0*")):
-                assert process.poll() is None
-                assert time.monotonic() < deadline
+            until(process, lambda: any(saves.glob(".tmp-0*")))
         else:
-            while len(rows_so_far(run_dir)) < before + 1:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
             time.sleep(draw.uniform(0, 0.4))
         assert process.poll() is None, "the run was over before it was killed"
         process.kill()
@@ -90,6 +84,14 @@ def test_sigkill_at_five_moments(undisturbed, tmp_path):
     assert found[-1]["progress/restarts"] == 5
     seen = [row["progress/images_seen"] for row in found]
     assert seen == sorted(set(seen))
+
+
+def until(process, happened):
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None, "the run was over before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def rows_so_far(run_dir):

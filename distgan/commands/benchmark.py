@@ -34,11 +34,12 @@ class Options(Config):
 
     what: str = option(
         "step",
-        "rate beside a hand-written loop; process start to first step; peak memory",
-        choices=("step", "startup", "memory"),
+        "rate beside a hand-written loop; process start to first step; peak memory; rate with and without the "
+        "gradients' reduction; reductions by size, with a projection to more replicas; reading and decoding images",
+        choices=("step", "startup", "memory", "reduction", "allreduce", "data"),
     )
-    blocks: int = option(10, "alternating blocks of each loop (step)", minimum=1)
-    block_seconds: float = option(3.0, "about how long a block takes (step)", above=0)
+    blocks: int = option(10, "alternating blocks of each loop (step, reduction)", minimum=1)
+    block_seconds: float = option(3.0, "about how long a block takes (step, reduction)", above=0)
     verbosity: int = option(0, "1 shows TensorFlow's own log", minimum=0, maximum=1)
 
 
@@ -49,13 +50,49 @@ def base(preset: str, run_dir: str) -> dict[str, Any]:
 
 def run(options: Options) -> int:
     """Measures and prints one JSON object."""
-    config = _without_data(Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)}))
+    asked = Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+    config = _without_data(asked)
     if options.what == "startup":
         result = _startup(config)
+    elif options.what == "data":
+        devices.silence(options.verbosity)
+        from distgan.commands import loading
+
+        result = loading.loading(asked, options.blocks, options.block_seconds)
+    elif options.what in ("reduction", "allreduce"):
+        return _among_workers(options, config)
     else:
         devices.silence(options.verbosity)
         result = _step(config, options.blocks, options.block_seconds) if options.what == "step" else _memory(config)
     print(json.dumps({"what": options.what, "preset": options.preset, **result}, indent=1))
+    return 0
+
+
+def _among_workers(options: Options, config: Config) -> int:
+    """Measures with all workers of the launcher; the primary prints."""
+    workers = topology.find_workers(topology.read_environment(), config.runtime.workers, config.runtime.peers)
+    devices.silence(options.verbosity)
+    line = devices.connect(config, workers)
+    try:
+        images = open_images(config)
+        runtime = devices.open_runtime(config, workers, line)
+        train = config.train
+        topology.split_batch(train.global_batch, runtime.topology.num_replicas, train.accumulation_steps)
+        line.at("measuring", 0, patient=True)
+        from distgan.commands import scaling
+
+        if options.what == "reduction":
+            result = scaling.reduction(config, images, runtime, options.blocks, options.block_seconds)
+        else:
+            result = scaling.allreduce(config, images, runtime)
+        if runtime.topology.is_primary:
+            print(json.dumps({"what": options.what, "preset": options.preset, **result}, indent=1))
+        runtime.close()
+    except BaseException as error:
+        ended = line.fail(error)
+        if ended is error:
+            raise
+        raise ended from None
     return 0
 
 
@@ -91,9 +128,8 @@ def _open(config: Config) -> _Opened:
     topology.split_batch(config.train.global_batch, found.num_replicas, config.train.accumulation_steps)
     state = build_state(config, images.shape, runtime)
     steps = compile_steps(config, state, runtime)
-    dataset = pipeline.batches(
-        images, 0, config.data, config.train, found.num_replicas, runtime.local_replicas, config.seed
-    )
+    reader = pipeline.Reader(images, config.data, config.seed)
+    dataset = pipeline.batches(reader, 0, config.train, found.num_replicas, found.local_replicas)
     iterator = runtime.distribute(dataset)
 
     def advance(count: int) -> None:
@@ -160,7 +196,7 @@ def _hand_written(config: Config, images: Any) -> Callable[[int], None]:
     def steps(count: tf.Tensor) -> None:
         for _ in tf.range(count):
             reals = tf.cast(next(iterator), dtype) / 127.5 - 1
-            made = Pass(lambda name, shape: tf.random.uniform([batch, *shape]), lambda tensor: tensor, [])
+            made = Pass(lambda name, shape: tf.random.uniform([batch, *shape]), lambda tensor, layer: tensor, [])
             with tf.GradientTape() as generator_tape, tf.GradientTape() as discriminator_tape:
                 fakes = generator(tf.random.normal([batch, latent_size], dtype=dtype), context=made)
                 logits = discriminator(reals, context=made)[:, 0], discriminator(fakes, context=made)[:, 0]

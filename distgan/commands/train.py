@@ -15,7 +15,7 @@ from distgan.errors import Exit, UserError
 from distgan.runtime import devices, topology
 from distgan.tracking import console
 from distgan.tracking.console import log
-from distgan.training.run_dir import RunDir, read_config
+from distgan.training.run_dir import RunDir, read_config, versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,21 +40,85 @@ def base(preset: str, run_dir: str) -> dict[str, Any]:
 def run(options: Options) -> int:
     """Trains; returns 0 when the run is complete."""
     config = options.run_config()
-    console.start_log()
+    workers = topology.find_workers(topology.read_environment(), config.runtime.workers, config.runtime.peers)
+    primary = workers is None or workers.rank == 0
+    console.start_log(show=primary)
+    if workers and not options.dry_run:
+        console.log_to(Path(config.run_dir) / ("log.txt" if primary else f"log.{workers.rank}.txt"))
+    if workers and workers.strategy == "horovod":
+        devices.silence(options.verbosity)
+    control = devices.connect(config, workers)
+    try:
+        _run(options, config, workers, control)
+    except BaseException as error:
+        ended = control.fail(error)
+        if ended is error:
+            raise
+        raise ended from None
+    return 0
+
+
+def _run(options: Options, config: Config, workers: topology.Workers | None, control: Any) -> None:
+    config = _agree_on_config(options, config, control)
     images = open_images(config)
     devices.silence(options.verbosity)
-    runtime = devices.open_runtime(config)
-    log_topology(config, runtime.topology)
+    runtime = devices.open_runtime(config, workers, control)
+    _agree_on_versions(images, runtime)
+    if runtime.topology.is_primary:
+        log_topology(config, runtime.topology)
+    else:
+        train = config.train
+        topology.split_batch(train.global_batch, runtime.topology.num_replicas, train.accumulation_steps)
     if options.dry_run:
         describe(config, images, runtime)
-        return 0
-    directory = RunDir(Path(config.run_dir), config, images.fingerprint)
-    try:
-        _train(config, images, runtime, directory)
-    finally:
-        directory.close()
-        runtime.close()
-    return 0
+    else:
+        _train(config, images, runtime)
+    runtime.close()
+
+
+# What each worker may have of its own.
+_OWN = ("run_dir", "data.path")
+
+
+def _agree_on_config(options: Options, config: Config, control: Any) -> Config:
+    """The config of all workers.
+
+    A run that goes on without --preset takes its config from the run directory, which only the primary has; the others
+    take it from the primary.
+
+    Raises:
+      UserError: two workers were started with different flags.
+    """
+    flat = configs.flatten(config)
+    goes_on = not options.preset and bool(read_config(Path(config.run_dir)))
+    (first, first_goes_on), *others = control.gather((flat, goes_on))
+    if first_goes_on:
+        own = {name: flat[name] for name in _OWN}
+        return configs.build(Config, {**first, **own})
+    for rank, (other, _) in enumerate(others, start=1):
+        names = [name for name in sorted(first.keys() | other.keys()) if first.get(name) != other.get(name)]
+        changed = [f"{name}={other.get(name)} (rank 0: {first.get(name)})" for name in names if name not in _OWN]
+        if changed:
+            raise UserError(f"rank {rank} has another config than rank 0: {', '.join(changed)}")
+    return config
+
+
+def _agree_on_versions(images: Images, runtime: Any) -> None:
+    """Compares what decides a run's numbers.
+
+    Raises:
+      UserError: two workers have other packages, data or numbers of devices.
+    """
+    facts = {
+        **{f"package {name}": version for name, version in versions().items() if name != "python"},
+        "data fingerprint": images.fingerprint,
+        "number of replicas": runtime.topology.num_replicas,
+    }
+    first, *others = runtime.control.gather(facts)
+    for rank, other in enumerate(others, start=1):
+        for name in sorted(first.keys() | other.keys()):
+            if first.get(name) != other.get(name):
+                raise UserError(f"{name} is {other.get(name)} on rank {rank} and {first.get(name)} on rank 0")
 
 
 def open_images(config: Config) -> Images:
@@ -66,7 +130,7 @@ def open_images(config: Config) -> Images:
     problems = configs.problems(config)
     if problems:
         raise UserError("; ".join(problems))
-    images = config.data.source.options.open(config.data.path, config.data.resolution)
+    images = config.data.source.options.open(config.data)
     problems = list(config.model.name.options.requires(images.shape))
     if config.train.global_batch > images.num_images:
         problems.append(
@@ -95,6 +159,8 @@ def describe(config: Config, images: Images, runtime: Any) -> None:
     train = config.train
     micro_batch = topology.split_batch(train.global_batch, runtime.topology.num_replicas, train.accumulation_steps)
     memory = estimate.memory_bytes(config, state, images.shape, micro_batch)
+    if not runtime.topology.is_primary:
+        return
     print(json.dumps(configs.flatten(config), indent=1))
     print(f"{images.num_images} images {'x'.join(map(str, images.shape))}, {images.num_classes} classes")
     print(topology.describe_batch(train.global_batch, runtime.topology.num_replicas, train.accumulation_steps))
@@ -104,36 +170,51 @@ def describe(config: Config, images: Images, runtime: Any) -> None:
     print(f"estimated memory of a replica: {sum(memory.values()) / 2**20:.1f} MiB ({parts})")
 
 
-def _train(config: Config, images: Images, runtime: Any, directory: RunDir) -> None:
+def _train(config: Config, images: Images, runtime: Any) -> None:
+    primary = runtime.topology.is_primary
+    directory = RunDir(Path(config.run_dir), config, images.fingerprint) if primary else None
+    try:
+        _train_in(directory, config, images, runtime)
+    finally:
+        if directory:
+            directory.close()
+
+
+def _train_in(directory: RunDir | None, config: Config, images: Images, runtime: Any) -> None:
+    from distgan.data.pipeline import Reader
     from distgan.tracking.tracker import JsonLines, Sink, Tracker
     from distgan.tracking.wandb_run import open_wandb
     from distgan.training import checkpoint, loop
     from distgan.training.state import build_state
 
-    console.log_to(directory.path / "log.txt")
+    path, alone = Path(config.run_dir), runtime.topology.world_size == 1
+    if alone:
+        console.log_to(path / "log.txt")
+    runtime.control.at("building the networks", 0, patient=True)
     with loop.Stop().watching() as stop:
         state = build_state(config, images.shape, runtime)
-        saved = checkpoint.newest(directory.checkpoints)
-        if saved:
-            state.load(saved.arrays)
+        saved = checkpoint.newest(directory.checkpoints) if directory else None
+        state.share(saved.arrays if saved else None, runtime)
         seen, total = int(state.images_seen.numpy()), configs.images(config.train.total_kimg)
-        log.info(
-            "%s at %g of %g kimg in %s", "goes on" if saved else "starts", seen / 1000, total / 1000, directory.path
-        )
+        log.info("%s at %g of %g kimg in %s", "goes on" if seen else "starts", seen / 1000, total / 1000, path)
         if seen >= total:
             log.info("nothing left to do: raise --train.total_kimg, or choose another --run_dir")
             return
-        rows = JsonLines(directory.path / "metrics.jsonl")
-        wandb_run = open_wandb(config.tracking, configs.flatten(config), directory.path)
-        sinks: list[Sink | None] = [rows, console.ProgressLine(total), wandb_run]
-        tracker = Tracker([sink for sink in sinks if sink], rows.last_images_seen)
+        tracker = Tracker([])
+        if directory:
+            rows = JsonLines(path / "metrics.jsonl")
+            wandb_run = open_wandb(config.tracking, configs.flatten(config), path)
+            sinks: list[Sink | None] = [rows, console.ProgressLine(total), wandb_run]
+            tracker = Tracker([sink for sink in sinks if sink], rows.last_images_seen)
         exit_code = 1
         try:
-            loop.train(loop.Run(config, images, runtime, state, directory, tracker), stop)
+            loop.train(
+                loop.Run(config, Reader(images, config.data, config.seed), runtime, state, directory, tracker), stop
+            )
             exit_code = 0
         except Exit as error:
             exit_code = error.code
             raise
         finally:
             tracker.close(exit_code)
-    log.info("done: %g kimg, samples in %s", total / 1000, directory.path / "samples")
+    log.info("done: %g kimg, samples in %s", total / 1000, path / "samples")

@@ -8,7 +8,12 @@ SOURCES = Table(
         "digits": "distgan.data.arrays:Digits",
         "mnist": "distgan.data.arrays:Mnist",
         "cifar10": "distgan.data.arrays:Cifar10",
+        "stacked_digits": "distgan.data.arrays:StackedDigits",
         "npz": "distgan.data.arrays:Npz",
+        "folder": "distgan.data.folder:Folder",
+        "zip": "distgan.data.folder:Zip",
+        "tfrecord": "distgan.data.tfrecord:TfRecord",
+        "tfds": "distgan.data.tfds:Tfds",
         "synthetic": "distgan.data.arrays:Synthetic",
     },
 )

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from distgan import seeds
-from distgan.config import option
+from distgan.config import DataConfig, option
 from distgan.data.source import InMemory
 from distgan.errors import UserError
 
@@ -26,12 +26,8 @@ class Digits:
 
     native_shape: ClassVar = (8, 8, 1)
 
-    def open(self, path: str, resolution: int) -> InMemory:
-        from sklearn.datasets import load_digits
-
-        pixels, labels = load_digits(return_X_y=True)
-        images = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-        return InMemory.of("digits", images, labels, resolution)
+    def open(self, data: DataConfig) -> InMemory:
+        return InMemory.of("digits", *_digits(), data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +36,13 @@ class Mnist:
 
     native_shape: ClassVar = (28, 28, 1)
 
-    def open(self, path: str, resolution: int) -> InMemory:
-        if path:
-            with _npz("mnist", path, ("x_train", "y_train")) as file:
+    def open(self, data: DataConfig) -> InMemory:
+        if data.path:
+            with _npz("mnist", data.path, ("x_train", "y_train")) as file:
                 images, labels = file["x_train"], file["y_train"]
         else:
             (images, labels), _ = _download("mnist", "mnist.npz", "mnist.npz")
-        return InMemory.of("mnist", images, labels, resolution)
+        return InMemory.of("mnist", images, labels, data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,24 +51,52 @@ class Cifar10:
 
     native_shape: ClassVar = (32, 32, 3)
 
-    def open(self, path: str, resolution: int) -> InMemory:
-        if path:
-            with _npz("cifar10", path, ("x_train", "y_train")) as file:
+    def open(self, data: DataConfig) -> InMemory:
+        if data.path:
+            with _npz("cifar10", data.path, ("x_train", "y_train")) as file:
                 images, labels = file["x_train"], file["y_train"]
         else:
             (images, labels), _ = _download("cifar10", "cifar-10-python.tar.gz", "cifar-10-batches-py-target_archive")
-        return InMemory.of("cifar10", images, labels.reshape(-1), resolution)
+        return InMemory.of("cifar10", images, labels.reshape(-1), data)
 
 
 @dataclasses.dataclass(frozen=True)
 class Npz:
     """--data.path names an .npz with `images` (uint8 [N,H,W] or [N,H,W,C]) and, optionally, `labels` (integers [N])."""
 
-    def open(self, path: str, resolution: int) -> InMemory:
-        if not path:
+    def open(self, data: DataConfig) -> InMemory:
+        if not data.path:
             raise UserError("--data.source=npz needs --data.path=FILE.npz")
-        with _npz("npz", path, ("images",)) as file:
-            return InMemory.of(path, file["images"], file.get("labels"), resolution)
+        with _npz("npz", data.path, ("images",)) as file:
+            return InMemory.of(data.path, file["images"], file.get("labels"), data)
+
+
+@dataclasses.dataclass(frozen=True)
+class StackedDigits:
+    """Three digits as the planes of a colour image, 1,000 modes: image i is stacked of draws keyed by i.
+
+    As stacked MNIST (Srivastava et al. 2017, "VEEGAN"), of the digits that scikit-learn carries. The label is the number
+    that the digits in red, green and blue make.
+    """
+
+    num_images: int = option(50000, "how many", minimum=1)
+
+    def open(self, data: DataConfig) -> InMemory:
+        images, labels = _digits()
+        digits = InMemory.of("digits", images, labels, data).images
+        draws = seeds.bits(seeds.key(0, "stacked digits"), np.arange(3 * self.num_images)) % np.uint64(len(digits))
+        chosen = draws.astype(np.int64).reshape(self.num_images, 3)
+        stacked = np.concatenate([digits[chosen[:, plane]] for plane in range(3)], axis=-1)
+        numbers = (labels[chosen] @ np.array([100, 10, 1])).astype(np.int32)
+        return InMemory("stacked_digits", stacked, numbers, tuple(f"{number:03}" for number in range(1000)))
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [1797, 8, 8] and int64 [1797]."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8), labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +108,7 @@ class Synthetic:
     channels: int = option(3, "colour planes", minimum=1, maximum=4)
     num_classes: int = option(10, "labels are the index modulo this; 0 is none", minimum=0)
 
-    def open(self, path: str, resolution: int) -> InMemory:
+    def open(self, data: DataConfig) -> InMemory:
         counters = np.arange(self.num_images * 4 * self.channels)
         draws = (seeds.bits(seeds.key(0, "synthetic"), counters) >> np.uint64(40)) / 2**24
         x, y, width, height = draws.reshape(4, self.num_images, 1, 1, self.channels).astype(np.float32)
@@ -92,7 +116,7 @@ class Synthetic:
         distance = (axis[:, None, None] - y) ** 2 + (axis[:, None] - x) ** 2
         images = (np.exp(-distance / (0.005 + 0.05 * width)) * (64 + 191 * height)).astype(np.uint8)
         labels = np.arange(self.num_images) % self.num_classes if self.num_classes else None
-        return InMemory.of("synthetic", images, labels, resolution)
+        return InMemory.of("synthetic", images, labels, data)
 
 
 def _npz(name: str, path: str, keys: tuple[str, ...]) -> Any:

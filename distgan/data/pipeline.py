@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +12,13 @@ import tensorflow as tf
 from distgan import seeds
 from distgan.config import DataConfig, TrainConfig
 from distgan.data import index
+from distgan.data.pixels import BadImage
 from distgan.data.source import Images
+from distgan.errors import UserError
+
+log = logging.getLogger("distgan")
+
+_MOST_UNREADABLE = 0.01
 
 
 class Batch(NamedTuple):
@@ -24,54 +32,124 @@ class Batch(NamedTuple):
     """int64 [A]: the image number of each micro-batch's first image; the others follow on."""
 
 
-def read(images: Images, image_numbers: np.ndarray, seed: int, flip: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels (uint8 [N, H, W, C]) and labels (int32 [N]) of image numbers of the run (int64 [N])."""
-    pixels, labels = images.read(index.dataset_indices(image_numbers, images.num_images, seed))
-    if flip:
-        mirrored = seeds.bits(seeds.key(seed, "flip"), image_numbers) >> np.uint64(63) == 1
-        pixels = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
-    return pixels, labels
+class Reader:
+    """Reads the images of the run by their numbers; safe to call from several threads."""
+
+    def __init__(self, images: Images, data: DataConfig, seed: int):
+        """Makes a reader.
+
+        Args:
+          images: the open source.
+          data: says whether images are mirrored, and what an unreadable one comes to.
+          seed: the run's seed, for order and flips.
+        """
+        self.images, self.data, self.seed = images, data, seed
+        self.unreadable: set[int] = set()
+        """Indices of images that gave way to others."""
+        self.error: Exception | None = None
+        """The first error, which tf.data wraps in one of its own."""
+
+    def __call__(self, image_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels (uint8 [N, H, W, C]) and labels (int32 [N]) of image numbers of the run (int64 [N]).
+
+        Raises:
+          UserError: an image cannot be read; or more than 1 % of them, where --data.on_error=skip.
+        """
+        return self.read(image_numbers, *self.deal(image_numbers))
+
+    def deal(self, image_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What image numbers come to: indices in the data set (int64 [N]), and whether they are mirrored (bool [N])."""
+        indices = index.dataset_indices(image_numbers, self.images.num_images, self.seed)
+        if not self.data.flip:
+            return indices, np.zeros(len(indices), bool)
+        return indices, seeds.bits(seeds.key(self.seed, "flip"), image_numbers) >> np.uint64(63) == 1
+
+    def read(
+        self, image_numbers: np.ndarray, indices: np.ndarray, mirrored: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As a call, once the numbers are dealt."""
+        try:
+            pixels, labels = self._read(image_numbers, indices)
+        except Exception as error:
+            self.error = self.error or error
+            raise
+        if mirrored.any():
+            pixels[mirrored] = pixels[mirrored][:, :, ::-1]
+        return pixels, labels
+
+    def _read(self, image_numbers: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return self.images.read(indices)
+        except BadImage as bad:
+            if self.data.on_error == "fail":
+                raise UserError(f"{bad} (--data.on_error=skip takes the next image in its place)") from None
+        pixels, labels = zip(*(self._first_readable(number) for number in image_numbers.tolist()), strict=True)
+        return np.concatenate(pixels), np.concatenate(labels)
+
+    def _first_readable(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image of a number, or of the next one that has a readable one."""
+        while True:
+            found = index.dataset_indices(np.array([number]), self.images.num_images, self.seed)
+            try:
+                return self.images.read(found)
+            except BadImage as bad:
+                self._note(int(found[0]), bad)
+            number += 1
+
+    def _note(self, bad_index: int, bad: BadImage) -> None:
+        if bad_index not in self.unreadable:
+            self.unreadable.add(bad_index)
+            log.warning("left out: %s", bad)
+        if len(self.unreadable) > _MOST_UNREADABLE * self.images.num_images:
+            raise UserError(
+                f"{len(self.unreadable)} of {self.images.num_images} images of {self.images.name} cannot be read, the last: {bad}"
+            )
 
 
 def batches(
-    images: Images,
-    first_batch: int,
-    data: DataConfig,
-    train: TrainConfig,
-    num_replicas: int,
-    replicas: range,
-    seed: int,
+    reader: Reader, first_batch: int, train: TrainConfig, num_replicas: int, replicas: range
 ) -> tf.data.Dataset:
     """Shares of the batches first_batch, first_batch + 1, ... for the given replicas, in turn.
 
     Args:
-      images: the open source.
+      reader: of the run's images.
       first_batch: the batch number to start at.
-      data: says whether images are mirrored.
       train: global batch and accumulation steps.
       num_replicas: replicas over all workers.
       replicas: the replicas that this pipeline feeds.
-      seed: the run's seed, for order and flips.
 
     Returns:
       An endless dataset of `Batch`.
     """
     steps = train.accumulation_steps
     size = train.global_batch // (steps * num_replicas)
+    # Whole shares where reading is a copy; a few images a call where they are decoded, so that the threads have work.
+    most = reader.images.images_per_call or steps * size
+    per_call = max(each for each in range(1, min(most, steps * size) + 1) if steps * size % each == 0)
+    calls, shape = steps * size // per_call, reader.images.shape
 
-    def load(element: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def deal(element: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         batch, turn = divmod(int(element), len(replicas))
-        numbers = index.share(first_batch + batch, train.global_batch, steps, num_replicas, replicas[turn])
-        pixels, labels = read(images, numbers.reshape(-1), seed, data.flip)
-        return pixels.reshape(steps, size, *images.shape), labels.reshape(steps, size), numbers[:, 0]
+        numbers = index.share(first_batch + batch, train.global_batch, steps, num_replicas, replicas[turn]).reshape(-1)
+        return numbers, *reader.deal(numbers)
 
-    def to_batch(element: tf.Tensor) -> Batch:
-        pixels, labels, first = tf.numpy_function(load, [element], [tf.uint8, tf.int32, tf.int64], stateful=False)
-        return Batch(
-            tf.ensure_shape(pixels, [steps, size, *images.shape]),
-            tf.ensure_shape(labels, [steps, size]),
-            tf.ensure_shape(first, [steps]),
-        )
+    def to_share(element: tf.Tensor) -> list[tf.Tensor]:
+        dealt = tf.numpy_function(deal, [element], [tf.int64, tf.int64, tf.bool], stateful=False)
+        return [tf.reshape(tf.ensure_shape(each, [steps * size]), [calls, per_call]) for each in dealt]
 
-    elements = tf.data.Dataset.counter()
-    return elements.map(to_batch, num_parallel_calls=2, deterministic=True).prefetch(2 * len(replicas))
+    def to_part(numbers: tf.Tensor, indices: tf.Tensor, mirrored: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        dealt = [numbers, indices, mirrored]
+        pixels, labels = tf.numpy_function(reader.read, dealt, [tf.uint8, tf.int32], stateful=False)
+        return tf.ensure_shape(pixels, [per_call, *shape]), tf.ensure_shape(labels, [per_call]), numbers
+
+    def to_batch(pixels: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor) -> Batch:
+        each = [steps, size]
+        return Batch(tf.reshape(pixels, [*each, *shape]), tf.reshape(labels, each), tf.reshape(numbers, each)[:, 0])
+
+    threads = reader.data.threads or (os.cpu_count() or 1)
+    parts = tf.data.Dataset.counter().map(lambda element: tuple(to_share(element))).unbatch()
+    parts = parts.map(to_part, num_parallel_calls=min(threads, 2 * calls), deterministic=True)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    options.experimental_optimization.inject_prefetch = False
+    return parts.batch(calls).map(to_batch).prefetch(2 * len(replicas)).with_options(options)

@@ -1,19 +1,23 @@
 """The contract of a source: images by index.
 
-A source part is a frozen dataclass with a method `open(path, resolution)` that returns an `Images`. To add one, write the
-dataclass and a line in `distgan.data.SOURCES`; your own is named `my_package.my_module:MySource`.
+A source part is a frozen dataclass with a method `open(data)` that returns an `Images`. To add one, write the dataclass and
+a line in `distgan.data.SOURCES`; your own is named `my_package.my_module:MySource`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
+from distgan.config import DataConfig
+from distgan.data.pixels import BadImage, decode, square
 from distgan.errors import UserError
+
+_LOOKS = 100  # At how many images to look for one that can be read.
 
 
 class Images(Protocol):
@@ -26,19 +30,27 @@ class Images(Protocol):
     """(H, W, C) of every image, 1 <= C <= 4."""
     num_classes: int
     """0 where there are no labels."""
+    label_names: Sequence[str]
+    """Of the classes; empty where they have none."""
     fingerprint: str
     """Identifies the pixels and labels: equal for equal data, wherever it lies."""
+    images_per_call: int
+    """How many images `read` is best asked for at once, from several threads; 0 is a replica's whole share of a batch."""
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [N, H, W, C] images and int32 [N] labels (zeros where there are none) at int64 [N] indices."""
+        """A new array of images, uint8 [N, H, W, C], and labels, int32 [N] (zeros where there are none), at int64 [N] indices.
+
+        Raises:
+          BadImage: one of them cannot be read; names it.
+        """
         ...
 
 
 class Source(Protocol):
     """A chosen source with its options."""
 
-    def open(self, path: str, resolution: int) -> Images:
-        """Opens the images, resized to `resolution` squares (0: as they are).
+    def open(self, data: DataConfig) -> Images:
+        """Opens the images at `data.path`, as squares of `data.resolution` (0: as they are).
 
         Raises:
           UserError: what is missing or wrong with the data.
@@ -55,13 +67,15 @@ class InMemory:
     """uint8 [N, H, W, C]."""
     labels: np.ndarray | None
     """int32 [N], or None."""
+    label_names: tuple[str, ...] = ()
+    images_per_call: int = 0
 
     @classmethod
-    def of(cls, name: str, images: np.ndarray, labels: np.ndarray | None, resolution: int) -> InMemory:
-        """Checks and resizes arrays: uint8 [N, H, W] or [N, H, W, C], integer [N].
+    def of(cls, name: str, images: np.ndarray, labels: np.ndarray | None, fit: DataConfig) -> InMemory:
+        """Checks arrays, and makes squares of them: uint8 [N, H, W] or [N, H, W, C], integer [N].
 
         Raises:
-          UserError: a wrong dtype or shape, no image, or images that are not square.
+          UserError: a wrong dtype or shape, or no image.
         """
         if images.dtype != np.uint8 or images.ndim not in (3, 4):
             raise UserError(
@@ -71,16 +85,16 @@ class InMemory:
             raise UserError(f"{name}: holds no image")
         images = images.reshape(*images.shape[:3], -1)
         count, height, width, channels = images.shape
-        if height != width or not 1 <= channels <= 4:
-            raise UserError(f"{name}: images must be square with 1 to 4 channels, not {height}x{width}x{channels}")
+        if not (height and width and 1 <= channels <= 4):
+            raise UserError(f"{name}: images must have 1 to 4 channels, not {height}x{width}x{channels}")
         if labels is not None:
             if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count,) or labels.min() < 0:
                 raise UserError(
                     f"{name}: labels must be integers [{count}] from 0, not {labels.dtype} {list(labels.shape)}"
                 )
             labels = labels.astype(np.int32)
-        if resolution and resolution != height:
-            images = np.stack([resize(image, resolution) for image in images])
+        if height != width or fit.resolution not in (0, height):
+            images = np.stack([square(image, fit) for image in images])
         return cls(name, np.ascontiguousarray(images), labels)
 
     @property
@@ -94,7 +108,7 @@ class InMemory:
 
     @property
     def num_classes(self) -> int:
-        return 0 if self.labels is None else int(self.labels.max()) + 1
+        return 0 if self.labels is None else max(int(self.labels.max()) + 1, len(self.label_names))
 
     @property
     def fingerprint(self) -> str:
@@ -109,10 +123,78 @@ class InMemory:
         return self.images[indices], labels
 
 
-def resize(image: np.ndarray, resolution: int) -> np.ndarray:
-    """uint8 [H, W, C] -> uint8 [resolution, resolution, C] by Pillow's Lanczos filter, each channel by itself."""
-    planes = [
-        np.asarray(Image.fromarray(plane).resize((resolution, resolution), Image.Resampling.LANCZOS))
-        for plane in np.moveaxis(image, -1, 0)
-    ]
-    return np.stack(planes, axis=-1)
+class Entries(Protocol):
+    """Encoded images by index, as they lie in files."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """For messages."""
+        ...
+
+    def fetch(self, index: int) -> bytes:
+        """The encoded image; called from several threads at once.
+
+        Raises:
+          BadImage: it is not there any more, or another one than was listed.
+        """
+        ...
+
+
+class Encoded:
+    """Images that are decoded when they are read."""
+
+    images_per_call = 4
+
+    def __init__(
+        self,
+        name: str,
+        entries: Entries,
+        labels: np.ndarray | None,
+        data: DataConfig,
+        fingerprint: str,
+        label_names: Sequence[str] = (),
+    ):
+        """Looks at the first images, for the shape of all.
+
+        Raises:
+          UserError: none of them can be read.
+        """
+        self.name, self.entries, self.labels, self.data = name, entries, labels, data
+        self.fingerprint, self.label_names = fingerprint, label_names
+        self.num_images = len(entries)
+        self.num_classes = 0 if labels is None else max(int(labels.max()) + 1, len(label_names))
+        self.shape = self._first_shape()
+
+    def _first_shape(self) -> tuple[int, int, int]:
+        reason = ""
+        for index in range(min(self.num_images, _LOOKS)):
+            try:
+                height, width, channels = decode(self.entries.fetch(index), self.data, self.data.channels).shape
+            except BadImage as error:
+                reason = reason or f"{self.entries.name(index)}: {error}"
+                if self.data.on_error == "fail":
+                    break
+                continue
+            return height, width, channels
+        raise UserError(f"{self.name} holds no readable image: {reason}")
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pixels = np.empty((len(indices), *self.shape), np.uint8)
+        for place, index in enumerate(indices.tolist()):
+            pixels[place] = self._image(index)
+        labels = np.zeros(len(indices), np.int32) if self.labels is None else self.labels[indices]
+        return pixels, labels
+
+    def _image(self, index: int) -> np.ndarray:
+        try:
+            found = decode(self.entries.fetch(index), self.data, self.shape[2])
+        except BadImage as error:
+            raise BadImage(f"{self.entries.name(index)}: {error}") from None
+        if found.shape != self.shape:
+            height, width = found.shape[:2]
+            raise UserError(
+                f"{self.entries.name(index)} is {height}x{width} and others are {self.shape[0]}x{self.shape[1]}: choose one "
+                "size by --data.resolution"
+            )
+        return found

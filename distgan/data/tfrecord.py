@@ -1,0 +1,253 @@
+"""Images as TFRecords, read by index: shards that `distgan prepare` wrote, and any others.
+
+A record is its length (8 bytes), that length's checksum (4), the data, the data's checksum (4); the data is a tf.train.Example
+with an encoded image and, optionally, an integer label. A table of places makes access random: from `index.npz` beside our
+own shards, or worked out once for others and kept beside them, or in --data.cache_dir.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import struct
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distgan.config import DataConfig, option
+from distgan.data.pixels import BadImage
+from distgan.data.source import Encoded
+from distgan.errors import UserError
+
+MANIFEST = "manifest.json"
+INDEX = "index.npz"
+IMAGE, LABEL = "image", "label"
+_SUFFIX = ".tfrecord"
+_LENGTH = struct.Struct("<QI")
+_LARGEST_BYTES = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class TfRecord:
+    """--data.path names a folder of TFRecords: what `distgan prepare` wrote, or others of tf.train.Examples."""
+
+    image_feature: str = option("image/encoded", "of others' shards: the feature with the encoded image")
+    label_feature: str = option("", "of others' shards: the feature with the label, an integer; empty is none")
+
+    def open(self, data: DataConfig) -> Encoded:
+        root = Path(data.path)
+        if not data.path or not root.is_dir():
+            raise UserError(f"--data.path={data.path} is not a folder of TFRecords")
+        manifest = read_manifest(root)
+        if manifest:
+            table, labels = _own_table(root, manifest)
+            shards = [root / shard["file"] for shard in manifest["shards"]]
+            entries = Records(shards, table, IMAGE)
+            data = dataclasses.replace(data, channels=data.channels or manifest["shape"][2])
+            return Encoded(data.path, entries, labels, data, manifest["fingerprint"], tuple(manifest["label_names"]))
+        shards = sorted(path for path in root.iterdir() if _SUFFIX in path.name)
+        if not shards:
+            raise UserError(f"--data.path={root} holds no {MANIFEST} and no file with {_SUFFIX} in its name")
+        return open_shards(shards, self.image_feature, self.label_feature, Path(data.cache_dir or root), data)
+
+
+def open_shards(
+    shards: Sequence[Path],
+    image_feature: str,
+    label_feature: str,
+    cache_dir: Path,
+    data: DataConfig,
+    label_names: Sequence[str] = (),
+) -> Encoded:
+    """Others' shards, by an index that is worked out once and kept in a folder.
+
+    Raises:
+      UserError: a shard or a feature is not as it should be, or the index cannot be kept.
+    """
+    table, labels = _indexed(shards, image_feature, label_feature, cache_dir)
+    digest = hashlib.sha256(table.tobytes())
+    digest.update(b"" if labels is None else labels.tobytes())
+    entries = Records(shards, table, image_feature)
+    return Encoded(str(shards[0].parent), entries, labels, data, digest.hexdigest()[:16], label_names)
+
+
+def _indexed(
+    shards: Sequence[Path], image_feature: str, label_feature: str, cache_dir: Path
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Shard, offset and length of every record (int64 [N, 3]), and the labels (int32 [N])."""
+    states = np.array([[shard.stat().st_size, shard.stat().st_mtime_ns] for shard in shards], np.int64)
+    named = f"{[str(shard.resolve()) for shard in shards]} {image_feature} {label_feature}"
+    cached = cache_dir / f"distgan-index-{hashlib.sha256(named.encode()).hexdigest()[:16]}.npz"
+    try:
+        with np.load(cached) as kept:
+            if np.array_equal(kept["states"], states):
+                return kept["table"], kept["labels"] if label_feature else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass  # No index yet, or none that can be used.
+    rows, labels = [], []
+    for number, shard in enumerate(shards):
+        for offset, record in scan(shard):
+            features = parse(record, f"record at {offset} of {shard}")
+            _one(features, image_feature, "bytes_list", f"{shard} (--data.tfrecord.image_feature)")
+            if label_feature:
+                labels.append(_one(features, label_feature, "int64_list", f"{shard} (--data.tfrecord.label_feature)"))
+            rows.append((number, offset, len(record)))
+    if not rows:
+        raise UserError(f"{shards[0].parent} holds no record")
+    if labels and min(labels) < 0:
+        raise UserError(f"{shards[0].parent}: a label is {min(labels)}, not a whole number from 0")
+    table, label_array = np.array(rows, np.int64), np.array(labels, np.int32)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        temporary = cached.with_suffix(f".{os.getpid()}.npz")
+        np.savez(temporary, table=table, labels=label_array, states=states)
+        temporary.rename(cached)
+    except OSError as error:
+        raise UserError(
+            f"{cached} cannot be written ({error.strerror}): choose where the index is kept by --data.cache_dir"
+        ) from None
+    return table, label_array if label_feature else None
+
+
+class Records:
+    """Encoded images in TFRecord files, read at their places, by any number of threads at once."""
+
+    def __init__(self, shards: Sequence[Path], table: np.ndarray, feature: str):
+        """Opens the shards; the table is int64 [N, 3]: shard, offset of the record, length of its data."""
+        self.shards, self.table, self.feature = shards, table, feature
+        try:
+            self.files = [os.open(shard, os.O_RDONLY) for shard in shards]  # As long as the process.
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def name(self, index: int) -> str:
+        shard, offset, _ = self.table[index]
+        return f"record at {offset} of {self.shards[shard]}"
+
+    def fetch(self, index: int) -> bytes:
+        shard, offset, length = (int(value) for value in self.table[index])
+        try:
+            data = os.pread(self.files[shard], _LENGTH.size + length + 4, offset)
+        except OSError as error:
+            raise BadImage(str(error.strerror)) from None
+        record = _checked(data, length)
+        try:
+            return _one(parse(record, "it"), self.feature, "bytes_list", "it")
+        except UserError as error:
+            raise BadImage(str(error)) from None
+
+
+def masked_crc(data: bytes) -> int:
+    """The checksum of a TFRecord: CRC-32C (Castagnoli), turned by 15 bits, plus a constant."""
+    import google_crc32c
+
+    check = google_crc32c.value(data)
+    return ((check >> 15 | check << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(record: bytes) -> bytes:
+    """A record as it lies in a file."""
+    length = struct.pack("<Q", len(record))
+    return length + struct.pack("<I", masked_crc(length)) + record + struct.pack("<I", masked_crc(record))
+
+
+def _checked(data: bytes, length: int) -> bytes:
+    if len(data) != _LENGTH.size + length + 4:
+        raise BadImage("the shard is cut short")
+    record = data[_LENGTH.size : -4]
+    if struct.unpack("<I", data[-4:])[0] != masked_crc(record):
+        raise BadImage("its checksum is another one")
+    return record
+
+
+def scan(shard: Path) -> Iterator[tuple[int, bytes]]:
+    """The offset and data of every record of a file, in order.
+
+    Raises:
+      UserError: it is cut short, or a checksum is another one.
+    """
+    try:
+        with shard.open("rb") as file:
+            offset = 0
+            while header := file.read(_LENGTH.size):
+                length, check = _LENGTH.unpack(header) if len(header) == _LENGTH.size else (0, -1)
+                if check != masked_crc(header[:8]) or length > _LARGEST_BYTES:
+                    raise UserError(f"{shard} at {offset} is no TFRecord, or cut short, or compressed")
+                yield offset, _checked(header + file.read(length + 4), length)
+                offset += _LENGTH.size + length + 4
+    except OSError as error:
+        raise UserError(f"{shard} cannot be read: {error.strerror}") from None
+    except BadImage as error:
+        raise UserError(f"record at {offset} of {shard}: {error}") from None
+
+
+def example(image: bytes, label: int | None) -> bytes:
+    """The data of a record of ours; the same bytes for the same values."""
+    from tensorflow.core.example import example_pb2
+
+    made = example_pb2.Example()
+    made.features.feature[IMAGE].bytes_list.value.append(image)
+    if label is not None:
+        made.features.feature[LABEL].int64_list.value.append(label)
+    return made.SerializeToString(deterministic=True)
+
+
+def parse(record: bytes, where: str) -> Any:
+    """The features of a tf.train.Example.
+
+    Raises:
+      UserError: it is none.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.example import example_pb2
+
+    try:
+        return example_pb2.Example.FromString(record).features.feature
+    except DecodeError:
+        raise UserError(f"{where} is not a tf.train.Example") from None
+
+
+def _one(features: Any, name: str, kind: str, where: str) -> Any:
+    """The one value of a feature."""
+    values = getattr(features[name], kind).value if name in features else []
+    if len(values) != 1:
+        names = ", ".join(sorted(features)) or "none"
+        raise UserError(f"{where} has no one value in {name!r}; its features are {names}")
+    return values[0]
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """What `distgan prepare` says of the shards in a folder; empty where it wrote none.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    path = root / MANIFEST
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _own_table(root: Path, manifest: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        data = (root / INDEX).read_bytes()
+        if hashlib.sha256(data).hexdigest() != manifest["index_sha256"]:
+            raise UserError(f"{root / INDEX} is damaged: its SHA-256 is not the manifest's")
+        with np.load(root / INDEX) as kept:
+            table, labels = kept["table"], kept["labels"]
+        for shard in manifest["shards"]:
+            size = (root / shard["file"]).stat().st_size
+            if size != shard["bytes"]:
+                raise UserError(f"{root / shard['file']} has {size} bytes, and the manifest says {shard['bytes']}")
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+    return table, labels if manifest["num_classes"] else None
