@@ -58,6 +58,8 @@ class SlowOnOne:
 
 
 class _Slow(InMemory):
+    images_per_call = 8
+
     def read(self, indices):
         time.sleep(0.2)
         return super().read(indices)

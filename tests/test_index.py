@@ -30,7 +30,14 @@ def test_starting_at_k_equals_skipping_k(size, seed, start, count):
 @given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 4), st.integers(0, 10**9))
 def test_shares_are_disjoint_and_complete(replicas, micro_batch, steps, batch):
     total = replicas * micro_batch * steps
-    shares = [index.share(batch, total, steps, replicas, replica) for replica in range(replicas)]
+    places = np.arange(steps * micro_batch) + batch * steps * micro_batch
+    shares = [
+        index.dealt(places, total, steps, replicas, range(replica, replica + 1)).reshape(steps, micro_batch)
+        for replica in range(replicas)
+    ]
+    # A worker of all replicas takes their shares one after the other.
+    whole = index.dealt(np.arange(total) + batch * total, total, steps, replicas, range(replicas))
+    assert whole.tolist() == np.concatenate(shares, axis=None).tolist()
     assert sorted(np.concatenate(shares, axis=None)) == list(range(batch * total, (batch + 1) * total))
     for step in range(steps):
         # Micro-batch i of all replicas together does not depend on how many they are.

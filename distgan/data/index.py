@@ -40,12 +40,17 @@ def dataset_indices(image_numbers: np.ndarray, size: int, seed: int) -> np.ndarr
     return indices
 
 
-def share(batch: int, global_batch: int, micro_batches: int, num_replicas: int, replica: int) -> np.ndarray:
-    """The image numbers that one replica sees of batch number `batch`: int64 [micro_batches, M].
+def dealt(
+    places: np.ndarray, global_batch: int, micro_batches: int, num_replicas: int, replicas: range
+) -> np.ndarray:
+    """The image numbers of a worker's own stream at the given places (int64 [N] -> int64 [N]).
 
+    The stream is the share of each of the worker's `replicas` in batch 0, one after the other, then in batch 1, and so on.
     Micro-batch i of all replicas together is the i-th contiguous part of the global batch, so that what depends on who
     shares a micro-batch (batch norm) does not depend on the number of replicas.
     """
-    size = global_batch // (micro_batches * num_replicas)
-    first = batch * global_batch + np.arange(micro_batches, dtype=np.int64) * size * num_replicas + replica * size
-    return first[:, None] + np.arange(size, dtype=np.int64)
+    micro_batch = global_batch // (micro_batches * num_replicas)
+    rest, image = np.divmod(places, micro_batch)
+    rest, step = np.divmod(rest, micro_batches)
+    batch, replica = np.divmod(rest, len(replicas))
+    return ((batch * micro_batches + step) * num_replicas + replicas.start + replica) * micro_batch + image

@@ -55,25 +55,14 @@ class Reader:
         Raises:
           UserError: an image cannot be read; or more than 1 % of them, where --data.on_error=skip.
         """
-        return self.read(image_numbers, *self.deal(image_numbers))
-
-    def deal(self, image_numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What image numbers come to: indices in the data set (int64 [N]), and whether they are mirrored (bool [N])."""
         indices = index.dataset_indices(image_numbers, self.images.num_images, self.seed)
-        if not self.data.flip:
-            return indices, np.zeros(len(indices), bool)
-        return indices, seeds.bits(seeds.key(self.seed, "flip"), image_numbers) >> np.uint64(63) == 1
-
-    def read(
-        self, image_numbers: np.ndarray, indices: np.ndarray, mirrored: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """As a call, once the numbers are dealt."""
         try:
             pixels, labels = self._read(image_numbers, indices)
         except Exception as error:
             self.error = self.error or error
             raise
-        if mirrored.any():
+        if self.data.flip:
+            mirrored = seeds.bits(seeds.key(self.seed, "flip"), image_numbers) >> np.uint64(63) == 1
             pixels[mirrored] = pixels[mirrored][:, :, ::-1]
         return pixels, labels
 
@@ -123,33 +112,27 @@ def batches(
     """
     steps = train.accumulation_steps
     size = train.global_batch // (steps * num_replicas)
-    # Whole shares where reading is a copy; a few images a call where they are decoded, so that the threads have work.
-    most = reader.images.images_per_call or steps * size
-    per_call = max(each for each in range(1, min(most, steps * size) + 1) if steps * size % each == 0)
-    calls, shape = steps * size // per_call, reader.images.shape
+    per_call, shape = reader.images.images_per_call, reader.images.shape
+    start = first_batch * steps * size * len(replicas)
 
-    def deal(element: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        batch, turn = divmod(int(element), len(replicas))
-        numbers = index.share(first_batch + batch, train.global_batch, steps, num_replicas, replicas[turn]).reshape(-1)
-        return numbers, *reader.deal(numbers)
+    def read(call: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        places = np.arange(per_call, dtype=np.int64) + (start + int(call) * per_call)
+        numbers = index.dealt(places, train.global_batch, steps, num_replicas, replicas)
+        return *reader(numbers), numbers
 
-    def to_share(element: tf.Tensor) -> list[tf.Tensor]:
-        dealt = tf.numpy_function(deal, [element], [tf.int64, tf.int64, tf.bool], stateful=False)
-        return [tf.reshape(tf.ensure_shape(each, [steps * size]), [calls, per_call]) for each in dealt]
-
-    def to_part(numbers: tf.Tensor, indices: tf.Tensor, mirrored: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        dealt = [numbers, indices, mirrored]
-        pixels, labels = tf.numpy_function(reader.read, dealt, [tf.uint8, tf.int32], stateful=False)
-        return tf.ensure_shape(pixels, [per_call, *shape]), tf.ensure_shape(labels, [per_call]), numbers
+    def to_images(call: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        found = tf.numpy_function(read, [call], [tf.uint8, tf.int32, tf.int64], stateful=False)
+        known = ([per_call, *shape], [per_call], [per_call])
+        return tuple(tf.ensure_shape(each, its) for each, its in zip(found, known, strict=True))
 
     def to_batch(pixels: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor) -> Batch:
         each = [steps, size]
         return Batch(tf.reshape(pixels, [*each, *shape]), tf.reshape(labels, each), tf.reshape(numbers, each)[:, 0])
 
     threads = reader.data.threads or (os.cpu_count() or 1)
-    parts = tf.data.Dataset.counter().map(lambda element: tuple(to_share(element))).unbatch()
-    parts = parts.map(to_part, num_parallel_calls=min(threads, 2 * calls), deterministic=True)
+    images = tf.data.Dataset.counter().map(to_images, num_parallel_calls=threads, deterministic=True)
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.experimental_optimization.inject_prefetch = False
-    return parts.batch(calls).map(to_batch).prefetch(2 * len(replicas)).with_options(options)
+    shares = images.rebatch(steps * size, drop_remainder=True).map(to_batch)
+    return shares.prefetch(2 * len(replicas)).with_options(options)

@@ -17,6 +17,7 @@ from distgan.config import DataConfig
 from distgan.data.pixels import BadImage, decode, square
 from distgan.errors import UserError
 
+_BYTES_PER_CALL = 2**18
 _LOOKS = 100  # At how many images to look for one that can be read.
 
 
@@ -35,7 +36,7 @@ class Images(Protocol):
     fingerprint: str
     """Identifies the pixels and labels: equal for equal data, wherever it lies."""
     images_per_call: int
-    """How many images `read` is best asked for at once, from several threads; 0 is a replica's whole share of a batch."""
+    """How many images `read` is best asked for at once, from several threads."""
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A new array of images, uint8 [N, H, W, C], and labels, int32 [N] (zeros where there are none), at int64 [N] indices.
@@ -68,7 +69,6 @@ class InMemory:
     labels: np.ndarray | None
     """int32 [N], or None."""
     label_names: tuple[str, ...] = ()
-    images_per_call: int = 0
 
     @classmethod
     def of(cls, name: str, images: np.ndarray, labels: np.ndarray | None, fit: DataConfig) -> InMemory:
@@ -109,6 +109,11 @@ class InMemory:
     @property
     def num_classes(self) -> int:
         return 0 if self.labels is None else max(int(self.labels.max()) + 1, len(self.label_names))
+
+    @property
+    def images_per_call(self) -> int:
+        # A call takes about as long for one image as for this many bytes.
+        return max(1, _BYTES_PER_CALL // self.images[0].nbytes)
 
     @property
     def fingerprint(self) -> str:
