@@ -149,8 +149,9 @@ def _step(config: Config, blocks: int, block_seconds: float) -> dict[str, Any]:
     if opened.runtime.topology.num_replicas > 1:
         raise UserError("--what=step compares with a loop for one replica: use --strategy=single")
     loops = {"distgan": opened.advance, "hand_written": _hand_written(config, opened.images)}
-    for loop in loops.values():
-        loop(1)
+    with devices.quiet():
+        for loop in loops.values():
+            loop(1)
     start = time.perf_counter()
     loops["hand_written"](4)
     steps = max(1, round(block_seconds / ((time.perf_counter() - start) / 4)))
@@ -171,7 +172,8 @@ def _step(config: Config, blocks: int, block_seconds: float) -> dict[str, Any]:
 
 
 def _hand_written(config: Config, images: Any) -> Callable[[int], None]:
-    """The shortest loop that trains the same networks by the same losses and optimizers: no average, clock, check or report."""
+    """The shortest loop that trains the same networks by Keras' own optimizers: no average, clock, check or report."""
+    import keras
     import numpy as np
     import tensorflow as tf
 
@@ -183,7 +185,8 @@ def _hand_written(config: Config, images: Any) -> Callable[[int], None]:
     loss, batch = registry.resolve(LOSSES, config.objective.loss.name), config.train.global_batch
     generator = build_network(config, images.shape, "generator", "generator")
     discriminator = build_network(config, images.shape, "discriminator", "discriminator")
-    optimizers = [config.optimizer.name.options.build(name) for name in ("generator", "discriminator")]
+    optimizer_type = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}[config.optimizer.name.name]
+    optimizers = [optimizer_type(**dataclasses.asdict(config.optimizer.name.options)) for _ in range(2)]
     networks = [generator, discriminator]
     for optimizer, network in zip(optimizers, networks, strict=True):
         optimizer.build(network.trainable_variables)

@@ -40,9 +40,7 @@ def dataset_indices(image_numbers: np.ndarray, size: int, seed: int) -> np.ndarr
     return indices
 
 
-def dealt(
-    places: np.ndarray, global_batch: int, micro_batches: int, num_replicas: int, replicas: range
-) -> np.ndarray:
+def dealt(places: np.ndarray, global_batch: int, micro_batches: int, num_replicas: int, replicas: range) -> np.ndarray:
     """The image numbers of a worker's own stream at the given places (int64 [N] -> int64 [N]).
 
     The stream is the share of each of the worker's `replicas` in batch 0, one after the other, then in batch 1, and so on.

@@ -20,7 +20,7 @@ class Adam:
 
     def build(self, name: str) -> Any:
         """A fresh Keras optimizer."""
-        from keras.optimizers import Adam
+        from distgan.training.adam import Adam
 
         return Adam(self.learning_rate, self.beta_1, self.beta_2, self.epsilon, name=name)
 
