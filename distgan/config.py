@@ -100,6 +100,7 @@ class ModelConfig:
     """The two networks."""
 
     name: Part = part("dcgan", "distgan.models:MODELS", "generator and discriminator")
+    conditional: bool = option(False, "both networks are told the class of each image")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +132,11 @@ class TrainConfig:
         choices=("simultaneous", "alternating"),
     )
     discriminator_updates: int = option(1, "discriminator updates per generator update (alternating)", minimum=1)
+    fake_labels: str = option(
+        "data",
+        "classes of generated images: as often as in the data, or all alike (--model.conditional)",
+        choices=("data", "uniform"),
+    )
     clip_norm: float = option(0.0, "limit of each network's global gradient norm; 0 is none", minimum=0)
     report_kimg: float = option(1.0, "images between two rows of metrics.jsonl", above=0, may_change=True)
     sample_kimg: float = option(10.0, "images between two sample grids; 0 is none", minimum=0, may_change=True)

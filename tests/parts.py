@@ -22,7 +22,7 @@ class Plain:
     def requires(self, image_shape):
         return ()
 
-    def generator(self, image_shape, name):
+    def generator(self, image_shape, num_classes, name):
         from keras import layers
 
         return Chain(
@@ -34,7 +34,7 @@ class Plain:
             name,
         )
 
-    def discriminator(self, image_shape, name):
+    def discriminator(self, image_shape, num_classes, name):
         from keras import layers
 
         return Chain(

@@ -28,6 +28,7 @@ def runtime_of(config):
 def train_variant(values, moments):
     """Trains a variant; returns its arrays after each of the given numbers of steps."""
     from distgan.data import pipeline
+    from distgan.data.source import Description
     from distgan.evaluation.sampling import Sampler
     from distgan.training.desync import build_check
     from distgan.training.state import build_state
@@ -37,7 +38,7 @@ def train_variant(values, moments):
     runtime = runtime_of(config)
     devices.set_precision(config.precision)
     images = config.data.source.options.open(config.data)
-    state = build_state(config, images.shape, runtime)
+    state = build_state(config, Description.of(images), runtime)
     advance = compile_steps(config, state, runtime)
     state.share(None, runtime)
     check = build_check(state, runtime)
@@ -53,7 +54,7 @@ def train_variant(values, moments):
         done = moment
         check()
         found.append(state.arrays())
-    found[-1]["samples"] = Sampler(state.generator_ema, config.model.name.options.latent_size)(0, range(16))
+    found[-1]["samples"] = Sampler(config, state.generator_ema, state.description)(0, range(16))
     return found
 
 

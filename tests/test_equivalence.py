@@ -26,7 +26,7 @@ PLAIN = {"model.name": "parts:Plain", "model.units": 16}
 ALTERNATING = {"train.update_order": "alternating", "train.discriminator_updates": 2, "train.clip_norm": 0.5}
 EXACT = {
     "sgd": BASE | SGD,
-    "adam": BASE | ADAM | {"train.accumulation_steps": 2},
+    "adam": BASE | ADAM | {"train.accumulation_steps": 2, "model.conditional": True},
     "alternating": BASE | SGD | ALTERNATING | {"objective.loss": "minimax", "optimizer.momentum": 0.5},
 }
 FLOAT32 = {"float32": BASE | ADAM | {"precision": "float32"}}

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from distgan import seeds
-from distgan.models.layers import BatchNorm, Dropout, Pass
+from distgan.models.layers import BatchNorm, ConcatLabel, Dropout, Pass
 
 
 def make_pass(first=0, count=8, total=lambda tensor, layer: tensor):
@@ -55,3 +55,12 @@ def test_dropout_belongs_to_the_image():
     assert abs(kept.mean() - 0.7) < 0.05
     np.testing.assert_allclose(whole[kept], 1 / 0.7, rtol=1e-6)
     assert np.array_equal(layer(x), x)
+
+
+def test_labels_stand_beside_vectors_and_pixels():
+    layer, labels = ConcatLabel(3), tf.constant([2, 0])
+    vectors = layer(tf.ones([2, 4]), labels=labels).numpy()
+    assert vectors.tolist() == [[1, 1, 1, 1, 0, 0, 1], [1, 1, 1, 1, 1, 0, 0]]
+    pixels = layer(tf.zeros([2, 5, 5, 1]), labels=labels).numpy()
+    assert pixels.shape == (2, 5, 5, 4)
+    assert (pixels == np.array([[0, 0, 0, 1], [0, 1, 0, 0]])[:, None, None]).all()

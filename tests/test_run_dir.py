@@ -102,6 +102,19 @@ def test_another_config_is_refused(finished, refused):
     assert "data.source=digits (now synthetic)" in line
 
 
+def test_a_run_from_before_a_field_goes_by_its_default(tmp_path):
+    config = configs.build(configs.Config, presets.preset("digits-dcgan"))
+    RunDir(tmp_path, config, "fingerprint").close()
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    del content["config"]["train.fake_labels"]
+    file.write_text(json.dumps(content))
+    RunDir(tmp_path, config, "fingerprint").close()
+    changed = configs.build(configs.Config, presets.preset("digits-dcgan") | {"train.fake_labels": "uniform"})
+    with pytest.raises(UserError, match=r"train.fake_labels=data \(now uniform\)"):
+        RunDir(tmp_path, changed, "fingerprint")
+
+
 def test_other_data_is_refused(tmp_path):
     config = configs.build(configs.Config, presets.preset("digits-dcgan"))
     RunDir(tmp_path, config, "fingerprint").close()

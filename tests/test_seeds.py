@@ -35,6 +35,17 @@ def test_distributions():
     assert abs(uniform.mean() - 0.5) < 0.005
 
 
+def test_classes():
+    weights = np.array([90.0, 0.0, 10.0])
+    key = seeds.key(0, "test")
+    drawn = seeds.classes(key, tf.constant(0, tf.int64), 10_000, weights).numpy()
+    assert drawn.dtype == np.int32
+    # The standard error of a share of 0.1 of 10,000 is 0.003.
+    np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 10_000, weights / 100, atol=0.012)
+    part = seeds.classes(key, tf.constant(7000, tf.int64), 5, weights).numpy()
+    assert np.array_equal(part, drawn[7000:7005])
+
+
 def test_keys_differ_by_seed_and_purpose():
     assert len({seeds.key(seed, purpose) for seed in range(10) for purpose in ("a", "b", "1/a")}) == 30
 

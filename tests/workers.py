@@ -61,6 +61,7 @@ def wire(runtime):
 def infinity(runtime):
     """An infinity in one worker's gradient stops all before any weight changes."""
     from distgan.data import pipeline
+    from distgan.data.source import Description
     from distgan.training.state import build_state
     from distgan.training.step import compile_steps
 
@@ -68,7 +69,7 @@ def infinity(runtime):
         Config, {"model.width": 4, "train.global_batch": 16, "data.source": "synthetic", "data.resolution": 16}
     )
     images = config.data.source.options.open(config.data)
-    state, place = build_state(config, images.shape, runtime), runtime.topology
+    state, place = build_state(config, Description.of(images), runtime), runtime.topology
     state.share(None, runtime)
     original = runtime.sum_gradients
 
@@ -90,11 +91,12 @@ def infinity(runtime):
 
 def desync(runtime):
     """A bit that differs on one worker is found, and named."""
+    from distgan.data.source import Description
     from distgan.training.desync import build_check
     from distgan.training.state import build_state
 
     config = configs.build(Config, {"model.width": 4})
-    state = build_state(config, (16, 16, 1), runtime)
+    state = build_state(config, Description((16, 16, 1), (), ()), runtime)
     state.share(None, runtime)
     check = build_check(state, runtime)
     check()

@@ -22,6 +22,7 @@ from distgan import presets
 from distgan.commands.train import open_images
 from distgan.config import Config, Part, option
 from distgan.data.arrays import Synthetic
+from distgan.data.source import Description
 from distgan.errors import UserError
 from distgan.runtime import devices, topology
 
@@ -126,7 +127,7 @@ def _open(config: Config) -> _Opened:
     runtime = devices.open_runtime(config)
     found = runtime.topology
     topology.split_batch(config.train.global_batch, found.num_replicas, config.train.accumulation_steps)
-    state = build_state(config, images.shape, runtime)
+    state = build_state(config, Description.of(images), runtime)
     steps = compile_steps(config, state, runtime)
     reader = pipeline.Reader(images, config.data, config.seed)
     dataset = pipeline.batches(reader, 0, config.train, found.num_replicas, found.local_replicas)
@@ -141,9 +142,10 @@ def _open(config: Config) -> _Opened:
 
 
 def _step(config: Config, blocks: int, block_seconds: float) -> dict[str, Any]:
-    if config.train.update_order != "simultaneous" or config.train.accumulation_steps != 1:
+    if config.train.update_order != "simultaneous" or config.train.accumulation_steps != 1 or config.model.conditional:
         raise UserError(
-            "--what=step compares with a loop for --train.update_order=simultaneous and --train.accumulation_steps=1"
+            "--what=step compares with a loop for --train.update_order=simultaneous, --train.accumulation_steps=1 and "
+            "--nomodel.conditional"
         )
     opened = _open(config)
     if opened.runtime.topology.num_replicas > 1:
@@ -183,8 +185,8 @@ def _hand_written(config: Config, images: Any) -> Callable[[int], None]:
     from distgan.training.state import build_network
 
     loss, batch = registry.resolve(LOSSES, config.objective.loss.name), config.train.global_batch
-    generator = build_network(config, images.shape, "generator", "generator")
-    discriminator = build_network(config, images.shape, "discriminator", "discriminator")
+    generator = build_network(config, Description.of(images), "generator", "generator")
+    discriminator = build_network(config, Description.of(images), "discriminator", "discriminator")
     optimizer_type = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}[config.optimizer.name.name]
     optimizers = [optimizer_type(**dataclasses.asdict(config.optimizer.name.options)) for _ in range(2)]
     networks = [generator, discriminator]
@@ -224,7 +226,7 @@ def _memory(config: Config) -> dict[str, Any]:
     opened.advance(8)
     train, replicas = config.train, opened.runtime.topology.num_replicas
     micro_batch = topology.split_batch(train.global_batch, replicas, train.accumulation_steps)
-    estimated = estimate.memory_bytes(config, opened.state, opened.images.shape, micro_batch)
+    estimated = estimate.memory_bytes(config, opened.state, micro_batch)
     return {
         "peak_gib": {name: round(value, 3) for name, value in devices.memory().items()},
         "estimated_replica_gib": round(sum(estimated.values()) / 2**30, 3),

@@ -10,6 +10,7 @@ import numpy as np
 from distgan import config as configs
 from distgan.config import Config
 from distgan.data import pipeline
+from distgan.data.source import Description
 from distgan.models import MODELS
 from distgan.objectives import LOSSES
 from distgan.runtime.base import Runtime
@@ -51,23 +52,22 @@ class Difference:
 
 
 def differences(config: Config, runtime: Runtime) -> dict[str, Difference]:
-    """Trains every model with every loss on this runtime's replicas and on one; on the primary, what differs.
+    """Trains every model with every loss, and conditional, on this runtime's replicas and on one; on the primary, what differs.
 
     Returns:
       `model loss` -> difference; empty on the other workers.
     """
     found = {}
-    for model in MODELS.parts:
-        for loss in LOSSES.parts:
-            values = {**configs.flatten(config), "model.name": model, "objective.loss": loss, "model.width": 8}
-            values["train.global_batch"] = _IMAGES_PER_REPLICA * runtime.topology.num_replicas
-            case = configs.build(Config, values)
-            many = _train(case, runtime)
-            if runtime.topology.is_primary:
-                runtime.control.at("training on one replica", 0, patient=True)
-                found[f"{model} {loss}"] = _difference(
-                    _train(case, Runtime(Topology("single", "", 1), Control())), many
-                )
+    unconditional = [(model, loss, False) for model in MODELS.parts for loss in LOSSES.parts]
+    for model, loss, conditional in [*unconditional, *((model, "non_saturating", True) for model in MODELS.parts)]:
+        changes = {"model.name": model, "objective.loss": loss, "model.conditional": conditional, "model.width": 8}
+        changes["train.global_batch"] = _IMAGES_PER_REPLICA * runtime.topology.num_replicas
+        case = configs.build(Config, {**configs.flatten(config), **changes})
+        many = _train(case, runtime)
+        if runtime.topology.is_primary:
+            runtime.control.at("training on one replica", 0, patient=True)
+            name = f"{'conditional ' if conditional else ''}{model} {loss}"
+            found[name] = _difference(_train(case, Runtime(Topology("single", "", 1), Control())), many)
     return found
 
 
@@ -75,7 +75,7 @@ def _train(config: Config, runtime: Runtime) -> list[dict[str, np.ndarray]]:
     """The state at the start, after one step and after five."""
     runtime.control.at("training", 0, patient=True)
     images = config.data.source.options.open(config.data)
-    state = build_state(config, images.shape, runtime)
+    state = build_state(config, Description.of(images), runtime)
     state.share(None, runtime)
     advance = compile_steps(config, state, runtime)
     place = runtime.topology

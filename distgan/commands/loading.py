@@ -28,7 +28,7 @@ from PIL import Image
 from distgan.config import Config, DataConfig, TrainConfig
 from distgan.data import index, pipeline, tfrecord
 from distgan.data.folder import Folder
-from distgan.data.source import Encoded
+from distgan.data.source import Description, Encoded
 from distgan.data.tfrecord import TfRecord
 from distgan.errors import UserError
 from distgan.runtime import devices
@@ -201,7 +201,7 @@ def _chw(data: bytes) -> np.ndarray:
 def _waited(images: Encoded, config: Config, seconds: float) -> float:
     """The share of a training step's time in which it waits for these images."""
     runtime = devices.open_runtime(config)
-    state = build_state(config, images.shape, runtime)
+    state = build_state(config, Description.of(images), runtime)
     steps = compile_steps(config, state, runtime)
     place = runtime.topology
     reader = pipeline.Reader(images, config.data, config.seed)

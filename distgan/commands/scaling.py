@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from distgan.config import Config
 from distgan.data import pipeline
+from distgan.data.source import Description
 from distgan.errors import UserError
 from distgan.runtime.base import Runtime
 from distgan.training.state import build_state
@@ -99,11 +100,11 @@ def reduction(config: Config, images: Any, runtime: Runtime, blocks: int, block_
 
 
 def _parameters(config: Config, images: Any, runtime: Runtime) -> list[int]:
-    return list(build_state(config, images.shape, runtime).parameter_counts().values())
+    return list(build_state(config, Description.of(images), runtime).parameter_counts().values())
 
 
 def _loop(config: Config, images: Any, runtime: Any) -> Callable[[int], None]:
-    state = build_state(config, images.shape, runtime)
+    state = build_state(config, Description.of(images), runtime)
     state.share(None, runtime)
     steps = compile_steps(config, state, runtime)
     place = runtime.topology

@@ -10,7 +10,7 @@ from typing import Any
 from distgan import config as configs
 from distgan import presets
 from distgan.config import Config, option
-from distgan.data.source import Images
+from distgan.data.source import Description, Images
 from distgan.errors import Exit, UserError
 from distgan.runtime import devices, topology
 from distgan.tracking import console
@@ -132,6 +132,8 @@ def open_images(config: Config) -> Images:
         raise UserError("; ".join(problems))
     images = config.data.source.options.open(config.data)
     problems = list(config.model.name.options.requires(images.shape))
+    if config.model.conditional and not images.num_classes:
+        problems.append(f"--model.conditional needs labels, and {images.name} has none")
     if config.train.global_batch > images.num_images:
         problems.append(
             f"--train.global_batch={config.train.global_batch} is more than the {images.num_images} images of {images.name}"
@@ -155,10 +157,10 @@ def describe(config: Config, images: Images, runtime: Any) -> None:
     from distgan.training import estimate
     from distgan.training.state import build_state
 
-    state = build_state(config, images.shape, runtime)
+    state = build_state(config, Description.of(images), runtime)
     train = config.train
     micro_batch = topology.split_batch(train.global_batch, runtime.topology.num_replicas, train.accumulation_steps)
-    memory = estimate.memory_bytes(config, state, images.shape, micro_batch)
+    memory = estimate.memory_bytes(config, state, micro_batch)
     if not runtime.topology.is_primary:
         return
     print(json.dumps(configs.flatten(config), indent=1))
@@ -192,7 +194,7 @@ def _train_in(directory: RunDir | None, config: Config, images: Images, runtime:
         console.log_to(path / "log.txt")
     runtime.control.at("building the networks", 0, patient=True)
     with loop.Stop().watching() as stop:
-        state = build_state(config, images.shape, runtime)
+        state = build_state(config, Description.of(images), runtime)
         saved = checkpoint.newest(directory.checkpoints) if directory else None
         state.share(saved.arrays if saved else None, runtime)
         seen, total = int(state.images_seen.numpy()), configs.images(config.train.total_kimg)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class Images(Protocol):
     """0 where there are no labels."""
     label_names: Sequence[str]
     """Of the classes; empty where they have none."""
+    label_counts: np.ndarray
+    """Images of each class: int64 [K]."""
     fingerprint: str
     """Identifies the pixels and labels: equal for equal data, wherever it lies."""
     images_per_call: int
@@ -45,6 +47,33 @@ class Images(Protocol):
           BadImage: one of them cannot be read; names it.
         """
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What networks and samples need to know of images; a checkpoint holds it."""
+
+    image_shape: tuple[int, int, int]
+    """(H, W, C)."""
+    label_counts: tuple[int, ...]
+    """Images of each class; empty where there are no labels."""
+    label_names: tuple[str, ...]
+    """Of the classes; empty where they have none."""
+
+    @classmethod
+    def of(cls, images: Images) -> Description:
+        """That of an open data set."""
+        return cls(images.shape, tuple(images.label_counts.tolist()), tuple(images.label_names))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Description:
+        """That of a checkpoint: `dataclasses.asdict` once it went through JSON."""
+        height, width, channels = values["image_shape"]
+        return cls((height, width, channels), tuple(values["label_counts"]), tuple(values["label_names"]))
+
+    def label_name(self, label: int) -> str:
+        """A class' name, or its number."""
+        return self.label_names[label] if label < len(self.label_names) else str(label)
 
 
 class Source(Protocol):
@@ -111,6 +140,10 @@ class InMemory:
         return 0 if self.labels is None else max(int(self.labels.max()) + 1, len(self.label_names))
 
     @property
+    def label_counts(self) -> np.ndarray:
+        return _count(self.labels, self.num_classes)
+
+    @property
     def images_per_call(self) -> int:
         # A call takes about as long for one image as for this many bytes.
         return max(1, _BYTES_PER_CALL // self.images[0].nbytes)
@@ -126,6 +159,10 @@ class InMemory:
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         labels = np.zeros(len(indices), np.int32) if self.labels is None else self.labels[indices]
         return self.images[indices], labels
+
+
+def _count(labels: np.ndarray | None, num_classes: int) -> np.ndarray:
+    return np.bincount(labels if labels is not None else [], minlength=num_classes)[:num_classes].astype(np.int64)
 
 
 class Entries(Protocol):
@@ -169,6 +206,7 @@ class Encoded:
         self.fingerprint, self.label_names = fingerprint, label_names
         self.num_images = len(entries)
         self.num_classes = 0 if labels is None else max(int(labels.max()) + 1, len(label_names))
+        self.label_counts = _count(labels, self.num_classes)
         self.shape = self._first_shape()
 
     def _first_shape(self) -> tuple[int, int, int]:

@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from distgan import seeds
+from distgan.config import Config
+from distgan.data.source import Description
 
 _CHUNK = 64  # Every batch has this size, so that the count does not change a rounding.
 _GRID_SIDE = 8
 _SEPARATOR = 64  # The gray of the line between two pictures.
+_CAPTION_PIXELS = 12
 _GRID_PIXELS = 512  # Small pictures are enlarged to about this, pixel by pixel.
 
 
 class Sampler:
-    """Draws from a generator (float32 [N, Z] -> [N, H, W, C] in [-1, 1]) as it is for inference."""
+    """Draws from a run's generator (latents float32 [N, Z] -> [N, H, W, C] in [-1, 1]) as it is for inference."""
 
-    def __init__(self, generator: Any, latent_size: int):
+    def __init__(self, config: Config, generator: Any, description: Description):
+        self.description = description
+        self.num_classes = len(description.label_counts) if config.model.conditional else 0
+        latent_size = config.model.name.options.latent_size
+
         @tf.function(reduce_retracing=True)
-        def chunk(key: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        def chunk(key: tf.Tensor, first: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
             latents = seeds.normal(key, first, _CHUNK, (latent_size,))
-            return to_uint8(generator(tf.cast(latents, generator.variable_dtype)))
+            return to_uint8(generator(tf.cast(latents, generator.variable_dtype), labels=labels))
 
         self._chunk = chunk
 
-    def __call__(self, seed: int, numbers: range) -> np.ndarray:
-        """uint8 [N, H, W, C]: the images of sample numbers `numbers` (contiguous, from 0 on) of a seed."""
+    def __call__(self, seed: int, numbers: range, label: int | None = None) -> np.ndarray:
+        """uint8 [N, H, W, C]: the images of sample numbers `numbers` (contiguous, from 0 on) of a seed.
+
+        Of a conditional generator they are of class `label`, or of `labels(numbers)`.
+        """
         key = tf.constant(seeds.key(seed, "sample/latents"), tf.uint64)
         start = numbers.start // _CHUNK * _CHUNK
-        firsts = range(start, numbers.stop, _CHUNK)
-        chunks = [self._chunk(key, tf.constant(first, tf.int64)).numpy() for first in firsts]
+        chunks = []
+        for first in range(start, numbers.stop, _CHUNK):
+            labels = self.labels(range(first, first + _CHUNK), label)
+            chunks.append(self._chunk(key, tf.constant(first, tf.int64), tf.constant(labels)).numpy())
         return np.concatenate(chunks)[numbers.start - start : numbers.stop - start]
+
+    def labels(self, numbers: range, label: int | None = None) -> np.ndarray:
+        """int32 [N]: the classes of samples, each in turn where none is chosen; zeros of an unconditional generator."""
+        each = np.arange(numbers.start, numbers.stop) % max(1, self.num_classes)
+        return np.full_like(each, label or 0, np.int32) if label is not None else each.astype(np.int32)
+
+    def captions(self, labels: np.ndarray) -> list[str]:
+        """The classes' names, for a grid; none for an unconditional generator."""
+        return [self.description.label_name(label) for label in labels.tolist()] if self.num_classes else []
 
 
 def to_uint8(images: tf.Tensor) -> tf.Tensor:
@@ -42,17 +64,32 @@ def to_uint8(images: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.clip_by_value(tf.floor((tf.cast(images, tf.float32) + 1) * 127.5 + 0.5), 0, 255), tf.uint8)
 
 
-def save_grid(images: np.ndarray, path: Path, columns: int = _GRID_SIDE) -> None:
-    """Writes uint8 [N, H, W, C] as a PNG with `columns` images a row; 2 and 4 channels are shown as gray and RGB with alpha."""
+def save_grid(images: np.ndarray, path: Path, captions: Sequence[str] = ()) -> None:
+    """Writes uint8 [N, H, W, C] as a PNG, eight a row; 2 and 4 channels are shown as gray and RGB with alpha.
+
+    `captions` are written below the images, as far as there is room.
+    """
     count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    cells = np.full((rows * columns, height + 1, width + 1, channels), _SEPARATOR, np.uint8)
-    cells[:count, :height, :width] = images
-    grid = cells.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
-    grid = grid.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
-    scale = max(1, _GRID_PIXELS // grid.shape[1])
-    grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
+    columns, rows = _GRID_SIDE, -(-count // _GRID_SIDE)
+    scale = max(1, _GRID_PIXELS // (columns * (width + 1)))
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    below = _CAPTION_PIXELS if captions else 0
+    cells = np.full(
+        (rows * columns, height * scale + below + scale, (width + 1) * scale, channels), _SEPARATOR, np.uint8
+    )
+    cells[:count, : height * scale, : width * scale] = images
+    for cell, caption in zip(cells, captions, strict=False):
+        cell[height * scale : height * scale + below] = _write(caption, below, cell.shape[1])
+    grid = cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2)
+    grid = grid.reshape(rows * cells.shape[1], columns * cells.shape[2], channels)[:-scale, :-scale]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     Image.fromarray(grid[..., 0] if channels == 1 else grid).save(temporary, format="PNG")
     temporary.rename(path)
+
+
+def _write(words: str, height: int, width: int) -> np.ndarray:
+    """Words in white on black: uint8 [H, W, 1]."""
+    strip = Image.new("L", (width, height))
+    ImageDraw.Draw(strip).text((1, 0), words, fill=255)
+    return np.asarray(strip)[..., None]

@@ -11,7 +11,10 @@ from distgan.config import option
 
 @dataclasses.dataclass(frozen=True)
 class Dcgan:
-    """Transposed convolutions up, strided convolutions down (Radford et al. 2016, in the article's sizes). Unconditional."""
+    """Transposed convolutions up, strided convolutions down (Radford et al. 2016, in the article's sizes).
+
+    Conditional, the class stands beside the latent and beside every pixel (Mirza and Osindero 2014).
+    """
 
     latent_size: int = option(100, "dimensions of the latent", minimum=1)
     width: int = option(64, "channels of the widest feature maps; the article's is 64", minimum=1)
@@ -24,11 +27,11 @@ class Dcgan:
         if image_shape[0] % 4:
             yield f"--data.resolution={image_shape[0]} is not a multiple of 4, which --model.name=dcgan needs"
 
-    def generator(self, image_shape: tuple[int, int, int], name: str) -> Any:
-        """Latents float32 [N, Z] -> images float32 [N, H, W, C] in [-1, 1]."""
+    def generator(self, image_shape: tuple[int, int, int], num_classes: int, name: str) -> Any:
+        """Latents float32 [N, Z], labels int32 [N] -> images float32 [N, H, W, C] in [-1, 1]; 0 classes is unconditional."""
         from keras import layers
 
-        from distgan.models.layers import BatchNorm, Chain
+        from distgan.models.layers import BatchNorm, Chain, ConcatLabel
 
         resolution, _, channels = image_shape
         side, width = resolution // 4, self.width
@@ -46,6 +49,7 @@ class Dcgan:
 
         return Chain(
             [
+                *([ConcatLabel(num_classes, name="label")] if num_classes else []),
                 layers.Dense(side * side * 4 * width, use_bias=False, name="project"),
                 *normalized(0),
                 layers.Reshape((side, side, 4 * width), name="reshape"),  # [N, H/4, W/4, 4 width]
@@ -58,11 +62,11 @@ class Dcgan:
             name=name,
         )
 
-    def discriminator(self, image_shape: tuple[int, int, int], name: str) -> Any:
-        """Images float32 [N, H, W, C] in [-1, 1] -> logits float32 [N, 1]."""
+    def discriminator(self, image_shape: tuple[int, int, int], num_classes: int, name: str) -> Any:
+        """Images float32 [N, H, W, C] in [-1, 1], labels int32 [N] -> logits float32 [N, 1]; 0 classes is unconditional."""
         from keras import layers
 
-        from distgan.models.layers import Chain, Dropout
+        from distgan.models.layers import Chain, ConcatLabel, Dropout
 
         def down(filters: int, index: int) -> list[Any]:
             return [
@@ -73,6 +77,7 @@ class Dcgan:
 
         return Chain(
             [
+                *([ConcatLabel(num_classes, name="label")] if num_classes else []),
                 *down(self.width, 1),  # [N, H/2, W/2, width]
                 *down(2 * self.width, 2),  # [N, H/4, W/4, 2 width]
                 layers.Flatten(name="flatten"),

@@ -8,6 +8,7 @@ Letters in shapes: N images, H, W, C; Z latent size; K classes.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,15 +92,31 @@ class Dropout(keras.layers.Layer):
         return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
 
 
+class ConcatLabel(keras.layers.Layer):
+    """Appends the class as a one-hot vector, in every place: [N, ..., C] -> [N, ..., C + K] (Mirza and Osindero 2014)."""
+
+    def __init__(self, num_classes: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+
+    def call(self, inputs: tf.Tensor, labels: tf.Tensor | None = None) -> tf.Tensor:
+        one_hot = tf.one_hot(labels, self.num_classes, dtype=inputs.dtype)
+        places = [1] * (inputs.shape.rank - 2)
+        everywhere = tf.reshape(one_hot, [-1, *places, self.num_classes]) * tf.ones_like(inputs[..., :1])
+        return tf.concat([inputs, everywhere], axis=-1)
+
+
 class Chain(keras.Model):
-    """Layers one after the other, each given the pass if it takes one; the result in float32 (or float64)."""
+    """Layers one after the other, each given the labels and the pass if it takes them; the result in float32 (or float64)."""
 
     def __init__(self, layers: Sequence[keras.layers.Layer], name: str):
         super().__init__(name=name)
         self.chain = list(layers)
+        self.takes = [inspect.signature(layer.call).parameters.keys() & {"labels", "context"} for layer in layers]
 
     def call(self, inputs: tf.Tensor, labels: tf.Tensor | None = None, context: Pass | None = None) -> tf.Tensor:
         x = inputs
-        for layer in self.chain:
-            x = layer(x, context=context) if isinstance(layer, BatchNorm | Dropout) else layer(x)
+        known = {"labels": labels, "context": context}
+        for layer, takes in zip(self.chain, self.takes, strict=True):
+            x = layer(x, **{name: known[name] for name in takes})
         return tf.cast(x, self.variable_dtype)

@@ -13,9 +13,7 @@ from distgan.training.state import TrainState
 _FREE = {"Reshape", "Identity", "Const", "ReadVariableOp", "Placeholder", "StridedSlice", "Squeeze", "NoOp"}
 
 
-def memory_bytes(
-    config: Config, state: TrainState, image_shape: tuple[int, int, int], micro_batch: int
-) -> dict[str, int]:
+def memory_bytes(config: Config, state: TrainState, micro_batch: int) -> dict[str, int]:
     """Bytes that one replica's device holds: `state` (weights, slots, averages), `gradients` and `activations`.
 
     Activations are the outputs of every op of the forward passes of one micro-batch, which the backward pass needs again;
@@ -24,14 +22,16 @@ def memory_bytes(
     held = sum(_bytes(variable) for variable in state.variables().values())
     trained = [v.value for network in (state.generator, state.discriminator) for v in network.trainable_variables]
 
-    def forward(latents: tf.Tensor, images: tf.Tensor) -> Any:
+    def forward(latents: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> Any:
         context = Pass(lambda name, shape: tf.random.uniform([micro_batch, *shape]), lambda tensor, layer: tensor, [])
-        fakes = state.generator(latents, context=context)
-        return state.discriminator(images, context=context), state.discriminator(fakes, context=context)
+        fakes = state.generator(latents, labels, context=context)
+        return [state.discriminator(each, labels, context=context) for each in (images, fakes)]
 
     dtype = state.generator.variable_dtype
     latents = tf.TensorSpec([micro_batch, config.model.name.options.latent_size], dtype)
-    graph = tf.function(forward).get_concrete_function(latents, tf.TensorSpec([micro_batch, *image_shape], dtype)).graph
+    images = tf.TensorSpec([micro_batch, *state.description.image_shape], dtype)
+    labels = tf.TensorSpec([micro_batch], tf.int32)
+    graph = tf.function(forward).get_concrete_function(latents, images, labels).graph
     outputs = [output for op in graph.get_operations() if op.type not in _FREE for output in op.outputs]
     activations = sum(_bytes(output) for output in outputs if output.shape.is_fully_defined())
     return {"state": held, "gradients": sum(_bytes(v) for v in trained), "activations": activations}

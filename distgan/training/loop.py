@@ -128,7 +128,7 @@ def train(run: Run, stop: Stop) -> None:
     first_batch = run.images_seen // train_config.global_batch
     dataset = pipeline.batches(run.reader, first_batch, train_config, topology.num_replicas, topology.local_replicas)
     iterator = run.runtime.distribute(dataset)
-    sampler = Sampler(run.state.generator_ema, run.config.model.name.options.latent_size)
+    sampler = Sampler(run.config, run.state.generator_ema, run.state.description)
     clock, total, seen = Clock(), images(train_config.total_kimg), run.images_seen
     control, primary = run.runtime.control, run.directory is not None
     check = desync.build_check(run.state, run.runtime) if run.config.runtime.check_desync else lambda: None
@@ -150,7 +150,7 @@ def train(run: Run, stop: Stop) -> None:
     profile = Profile(run)
     with writing(run):
         if primary:
-            write_reals(run)
+            write_reals(run, sampler)
         if seen == 0 and train_config.sample_kimg:
             write_samples(run, sampler, seen)
     while seen < total:
@@ -284,16 +284,17 @@ def write_samples(run: Run, sampler: Sampler, seen: int) -> None:
     if run.directory is None:
         return
     path = run.directory.sample_path(seen)
-    save_grid(sampler(run.config.seed, range(_GRID_IMAGES)), path)
+    numbers = range(_GRID_IMAGES)
+    save_grid(sampler(run.config.seed, numbers), path, sampler.captions(sampler.labels(numbers)))
     run.tracker.picture("samples/ema_grid", path, seen)
 
 
-def write_reals(run: Run) -> None:
+def write_reals(run: Run, sampler: Sampler) -> None:
     """Writes the run's first real images as a grid, once."""
     path = run.path / "samples" / "reals.png"
     if not path.exists():
-        pixels, _ = run.reader(np.arange(_GRID_IMAGES))
-        save_grid(pixels, path)
+        pixels, labels = run.reader(np.arange(_GRID_IMAGES))
+        save_grid(pixels, path, sampler.captions(labels))
         run.tracker.picture("samples/real_grid", path, 0)
 
 
@@ -303,7 +304,7 @@ def save(run: Run) -> None:
         return
     info = {
         "images_seen": run.images_seen,
-        "image_shape": list(run.reader.images.shape),
+        **dataclasses.asdict(run.state.description),
         "data_fingerprint": run.reader.images.fingerprint,
     }
     checkpoint.write(

@@ -88,6 +88,8 @@ class RunDir:
 def differences(old: Mapping[str, Any], config: Config) -> Iterator[str]:
     """Yields `name=old (now new)` for every field that a run may not change and that differs."""
     entries = {entry.name: entry for entry in configs.entries(config)}
+    # A run of before there was a field went by the field's default.
+    old = {**configs.flatten(configs.build(Config, old)), **old}
     for name in sorted(old.keys() | entries.keys()):
         before, after = old.get(name), entries[name].value if name in entries else None
         if before != after and not (name in entries and entries[name].may_change):

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from distgan import seeds
 from distgan.config import Config
+from distgan.data.source import Description
 from distgan.runtime.base import Runtime
 from distgan.training.step import NETWORKS, measured_keys
 
@@ -20,6 +21,8 @@ from distgan.training.step import NETWORKS, measured_keys
 class TrainState:
     """The networks, their optimizers, the clock and the report in the making."""
 
+    description: Description
+    """Of the images that the networks were built for."""
     generator: Any
     discriminator: Any
     generator_ema: Any
@@ -80,29 +83,32 @@ class TrainState:
         return {name: sum(int(np.prod(v.shape)) for v in self.network(name).trainable_variables) for name in NETWORKS}
 
 
-def build_network(config: Config, image_shape: tuple[int, int, int], kind: str, name: str) -> Any:
+def build_network(config: Config, description: Description, kind: str, name: str) -> Any:
     """A network with fresh weights: `kind` is one of NETWORKS, equal seeds give equal weights."""
     keras.utils.set_random_seed(seeds.integer(config.seed, f"weights/{kind}"))
-    model = config.model.name.options
+    model, shape = config.model.name.options, description.image_shape
+    num_classes = len(description.label_counts) if config.model.conditional else 0
+    labels = tf.zeros([1], tf.int32)
     if kind == "generator":
-        network = model.generator(image_shape, name)
-        network(tf.zeros([1, model.latent_size], keras.config.floatx()))
+        network = model.generator(shape, num_classes, name)
+        network(tf.zeros([1, model.latent_size], keras.config.floatx()), labels=labels)
     else:
-        network = model.discriminator(image_shape, name)
-        network(tf.zeros([1, *image_shape], keras.config.floatx()))
+        network = model.discriminator(shape, num_classes, name)
+        network(tf.zeros([1, *shape], keras.config.floatx()), labels=labels)
     return network
 
 
-def build_state(config: Config, image_shape: tuple[int, int, int], runtime: Runtime) -> TrainState:
+def build_state(config: Config, description: Description, runtime: Runtime) -> TrainState:
     """The state of a run before its first step."""
     with runtime.scope():
-        networks = {name: build_network(config, image_shape, name, name) for name in NETWORKS}
-        generator_ema = build_network(config, image_shape, "generator", "generator_ema")
+        networks = {name: build_network(config, description, name, name) for name in NETWORKS}
+        generator_ema = build_network(config, description, "generator", "generator_ema")
         optimizers = {}
         for name, network in networks.items():
             optimizers[name] = config.optimizer.name.options.build(name)
             optimizers[name].build(network.trainable_variables)
         return TrainState(
+            description=description,
             generator=networks["generator"],
             discriminator=networks["discriminator"],
             generator_ema=generator_ema,

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
 from distgan import registry, seeds
@@ -207,7 +208,17 @@ class _Phase:
         """
         noise = {name: seeds.uniform(self._key(name), first, count, shape) for name, shape in self.noise_shapes.items()}
         latent_size = self.config.model.name.options.latent_size
-        return {"latents": seeds.normal(self._key("latents"), first, count, (latent_size,)), **noise}
+        latents = seeds.normal(self._key("latents"), first, count, (latent_size,))
+        return {"latents": latents, "labels": self._draw_labels(first, count), **noise}
+
+    def _draw_labels(self, first: tf.Tensor, count: int) -> tf.Tensor:
+        """Classes of a micro-batch's fakes, int32 [M]."""
+        if not self.config.model.conditional:
+            return tf.zeros([count], tf.int32)
+        weights = np.array(self.state.description.label_counts, np.float64)
+        if self.config.train.fake_labels == "uniform":
+            weights = np.ones_like(weights)
+        return seeds.classes(self._key("labels"), first, count, weights)
 
     def _gradients(self, images: tf.Tensor, labels: tf.Tensor, draws: dict[str, tf.Tensor]) -> Any:
         """Forward and backward pass of one micro-batch; returns the fields of an Outcome."""
@@ -216,9 +227,9 @@ class _Phase:
         passes = {name: self._pass(name, draws) for name in ("generator", "real", "fake")}
         reals = to_signed(images, dtype)
         with tf.GradientTape() as generator_tape, tf.GradientTape() as discriminator_tape:
-            fakes = state.generator(tf.cast(draws["latents"], dtype), labels, context=passes["generator"])
+            fakes = state.generator(tf.cast(draws["latents"], dtype), draws["labels"], context=passes["generator"])
             real_logits = state.discriminator(reals, labels, context=passes["real"])[:, 0]
-            fake_logits = state.discriminator(fakes, labels, context=passes["fake"])[:, 0]
+            fake_logits = state.discriminator(fakes, draws["labels"], context=passes["fake"])[:, 0]
             losses = {
                 "discriminator": self.loss.discriminator(real_logits, fake_logits) / global_batch,
                 "generator": self.loss.generator(real_logits, fake_logits) / global_batch,
