@@ -186,7 +186,7 @@ class Entries(Protocol):
 class Encoded:
     """Images that are decoded when they are read."""
 
-    images_per_call = 4
+    images_per_call = 8
 
     def __init__(
         self,
