@@ -91,7 +91,7 @@ def test_an_epoch_shows_every_image_once(digits, name, workers):
                 checksums.append(hashlib.sha256(image[None]).digest())
         # It read its own images, and a bounded number that wait.
         own = IMAGES // workers
-        assert own <= len(counting.read_indices) <= own + 4 * 12 // workers + 2 * 4
+        assert own <= len(counting.read_indices) <= own + 4 * 12 // workers + 3 * images.images_per_call
     assert sorted(shown) == list(range(epoch * IMAGES, (epoch + 1) * IMAGES))
     assert sorted(checksums) == sorted(expected.values())
 
@@ -142,7 +142,7 @@ def test_a_late_start_reads_no_more(digits):
         next(iter(pipeline.batches(reader, first_batch, TrainConfig(global_batch=16), 1, range(1))))
         counts.append(len(images.read_indices))
     # The first batch, two that wait, and what the threads have begun.
-    assert all(16 <= count <= 16 * 4 + 4 for count in counts), counts
+    assert all(16 <= count <= 16 * 4 + 3 * images.images_per_call for count in counts), counts
 
 
 @pytest.fixture

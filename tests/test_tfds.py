@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, SMALL, environment, finish, rows
+from conftest import REPOSITORY, SMALL, distgan, environment, finish, numbers, rows
 
 BUILDER = '''
 import numpy as np
@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 
 class TinyImages(tfds.core.GeneratorBasedBuilder):
-    """Gray images whose level is their class' number."""
+    """Noise that is dark or light."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -28,7 +28,8 @@ class TinyImages(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         for number in range(40):
-            yield number, {"image": np.full((16, 16, 3), 50 + 150 * (number % 2), np.uint8), "label": number % 2}
+            noise = np.random.default_rng(number).integers(0, 100, (16, 16, 3))
+            yield number, {"image": (noise + 150 * (number % 2)).astype(np.uint8), "label": number % 2}
 '''
 CHECK = """
 import sys
@@ -42,7 +43,8 @@ assert (found.num_images, found.shape, found.num_classes) == (40, (16, 16, 3), 2
 assert found.label_names == ("dark", "light")
 pixels, labels = found.read(np.arange(40))
 assert labels.sum() == 20
-assert (pixels == (50 + 150 * labels)[:, None, None, None]).all()
+assert ((pixels >= 150).all((1, 2, 3)) == labels).all()
+np.savez(sys.argv[1] + ".npz", images=pixels, labels=labels)
 """
 
 
@@ -77,9 +79,13 @@ def test_tfds(python, tmp_path):
     for code in (make, CHECK):
         finish(subprocess.Popen([str(python), "-c", code, str(data)], **pipes))
     words = ["train", f"--run_dir={tmp_path / 'run'}", *SMALL, "--data.source=tfds", f"--data.path={data}"]
-    command = [str(python), "-m", "distgan", *words, "--train.total_kimg=0.032", "--train.report_kimg=0.016"]
+    words += ["--train.total_kimg=0.32", "--train.report_kimg=0.016", "--data.flip", "--model.conditional"]
+    command = [str(python), "-m", "distgan", *words]
     finish(subprocess.Popen([*command, "--data.tfds.name=tiny_images"], **pipes))
-    assert len(rows(tmp_path / "run")) == 2
+    distgan(*words, f"--run_dir={tmp_path / 'npz'}", "--data.source=npz", f"--data.path={data}.npz")
+    same, its = rows(tmp_path / "run"), rows(tmp_path / "npz")
+    assert len(its) == 20
+    assert [numbers(row) for row in same] == [numbers(row) for row in its]
     _, err = finish(subprocess.Popen([*command, "--data.tfds.name=no_such_set"], **pipes), 2)
     assert [line for line in err.splitlines() if line.startswith("distgan: --data.tfds.name=no_such_set: ")]
     assert "Traceback" not in err

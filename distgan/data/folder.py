@@ -55,7 +55,7 @@ class Zip:
             with zipfile.ZipFile(path) as archive:
                 infos = sorted(_images_in(archive), key=lambda info: info.filename.encode())
                 text = archive.read(_LABELS) if _LABELS in archive.namelist() else None
-        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
+        except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, zlib.error) as error:
             raise UserError(f"--data.path={path} is not a readable zip file: {error}") from None
         entries = ZipEntries(path, infos)
         return _open(data, entries, (info.filename for info in infos), text, entries.sizes)
