@@ -162,7 +162,8 @@ class Files:
             with open(self.name(index), "rb") as file:
                 data = file.read(_LARGEST_BYTES)
         except OSError as error:
-            raise BadImage(f"{error.strerror}; it was there when the folder was listed") from None
+            since = "; it was there when the folder was listed" if isinstance(error, FileNotFoundError) else ""
+            raise BadImage(f"{error.strerror}{since}") from None
         if len(data) != self.sizes[index]:
             raise BadImage(f"has {len(data)} bytes, and had {self.sizes[index]} when the folder was listed")
         return data
