@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, SMALL, distgan, environment, finish_all, launch, numbers, rows
 
+from distgan.objectives import LOSSES
+
 BASE = {
     "data.source": "digits",
     "data.resolution": 16,
@@ -35,6 +37,12 @@ PLAIN_MODELS = {
     | {"train.accumulation_steps": steps}
     for name, optimizer in (("sgd", SGD), ("adam", ADAM))
     for steps in (1, 4)
+}
+LOSS_MODELS = {
+    f"{loss}-{steps}": PLAIN_MODELS[f"sgd-{steps}"] | {"objective.loss": loss, "train.accumulation_steps": steps}
+    for loss in LOSSES.parts
+    for steps in (1, 4)
+    if (loss, steps) != ("relativistic_average", 4)  # Refused: its means are of the whole batch.
 }
 
 
@@ -69,10 +77,12 @@ def states(tmp_path_factory):
     """Layout -> every array of every variant."""
     folder = tmp_path_factory.mktemp("states")
     variants = EXACT | FLOAT32
-    return {"single": run("single", variants | PLAIN_MODELS, folder)} | {
-        layout: run(layout, {name: variants[name] for name in variants if (layout, name) not in LEFT_OUT}, folder)
-        for layout in LAYOUTS
-    }
+    more = {"mirrored-2": [f"{loss}-1" for loss in LOSSES.parts], "horovod-2": ["relativistic_average-1"]}
+    found = {"single": run("single", variants | PLAIN_MODELS | LOSS_MODELS, folder)}
+    for layout in LAYOUTS:
+        asked = {name: variants[name] for name in variants if (layout, name) not in LEFT_OUT}
+        found[layout] = run(layout, asked | {name: LOSS_MODELS[name] for name in more.get(layout, ())}, folder)
+    return found
 
 
 def of(arrays, variant, moment):
@@ -110,6 +120,17 @@ def test_replicas(states, variant, layout):
 def test_accumulation(states, optimizer):
     """One pass or four micro-batches, where no batch norm looks at the micro-batch."""
     assert_same_change(states["single"], states["single"], f"{optimizer}-1", f"{optimizer}-4")
+
+
+@pytest.mark.parametrize("loss", LOSSES.parts)
+def test_losses(states, loss):
+    """Every loss on two replicas, and in four micro-batches; the one that sums over replicas under Horovod too."""
+    whole = f"{loss}-1"
+    assert_same_change(states["single"], states["mirrored-2"], whole)
+    if loss == "relativistic_average":
+        assert_same_change(states["single"], states["horovod-2"], whole)
+    else:
+        assert_same_change(states["single"], states["single"], whole, f"{loss}-4")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import distgan
+from conftest import SMALL, distgan
 from replicas import train_variant
 
 BASE = {"data.source": "digits", "data.resolution": 16, "model.width": 4, "train.global_batch": 16}
@@ -60,3 +60,11 @@ def test_compiled_batch_norm_over_replicas_is_refused(tmp_path):
     words = ["train", f"--run_dir={tmp_path}", "--tracking.wandb=disabled", "--runtime.logical_cpus=2", "--jit_compile"]
     _, err = distgan(*words, code=2)
     assert "--jit_compile does not go with 2 replicas here: generator/norm0 sums over replicas" in err
+
+
+def test_opposed_losses_need_the_whole_batch(tmp_path):
+    words = ["train", f"--run_dir={tmp_path}", *SMALL, "--objective.loss=relativistic_average"]
+    _, err = distgan(*words, "--train.accumulation_steps=2", code=2)
+    assert "--train.accumulation_steps=2 does not go with --objective.loss=relativistic_average" in err
+    _, err = distgan(*words, "--jit_compile", "--runtime.logical_cpus=2", code=2)
+    assert "--jit_compile does not go with 2 replicas here: the loss sums over replicas" in err

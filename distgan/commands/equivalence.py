@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from distgan import config as configs
+from distgan import registry
 from distgan.config import Config
 from distgan.data import pipeline
 from distgan.data.source import Description
@@ -52,13 +53,14 @@ class Difference:
 
 
 def differences(config: Config, runtime: Runtime) -> dict[str, Difference]:
-    """Trains every model with every loss, and conditional, on this runtime's replicas and on one; on the primary, what differs.
+    """Trains every model, also conditional and with every loss that sums over replicas, on these replicas and on one.
 
     Returns:
-      `model loss` -> difference; empty on the other workers.
+      `model loss` -> what differs; empty but on the primary.
     """
     found = {}
-    unconditional = [(model, loss, False) for model in MODELS.parts for loss in LOSSES.parts]
+    crossing = [loss for loss in LOSSES.parts if registry.resolve(LOSSES, loss).opposed]
+    unconditional = [(model, loss, False) for model in MODELS.parts for loss in ("non_saturating", *crossing)]
     for model, loss, conditional in [*unconditional, *((model, "non_saturating", True) for model in MODELS.parts)]:
         changes = {"model.name": model, "objective.loss": loss, "model.conditional": conditional, "model.width": 8}
         changes["train.global_batch"] = _IMAGES_PER_REPLICA * runtime.topology.num_replicas

@@ -7,6 +7,11 @@ LOSSES = Table(
     {
         "non_saturating": "distgan.objectives.losses:NON_SATURATING",
         "minimax": "distgan.objectives.losses:MINIMAX",
+        "hinge": "distgan.objectives.losses:HINGE",
+        "least_squares": "distgan.objectives.losses:LEAST_SQUARES",
+        "wasserstein": "distgan.objectives.losses:WASSERSTEIN",
+        "relativistic": "distgan.objectives.losses:RELATIVISTIC",
+        "relativistic_average": "distgan.objectives.losses:RELATIVISTIC_AVERAGE",
     },
     plain=True,
 )

@@ -89,8 +89,14 @@ def build_step(config: Config, state: TrainState, runtime: Runtime) -> Step:
     Raises:
       UserError: XLA is asked to compile a sum over replicas.
     """
+    opposed = registry.resolve(LOSSES, config.objective.loss.name).opposed
+    if opposed and config.train.accumulation_steps > 1:
+        raise UserError(
+            f"--train.accumulation_steps={config.train.accumulation_steps} does not go with --objective.loss="
+            f"{config.objective.loss.name}, which needs the mean logits of the whole batch at once: 1 does"
+        )
     if config.jit_compile and runtime.topology.num_replicas > 1:
-        _refuse_compiled_batch_norm(state, runtime)
+        _refuse_compiled_sums(state, runtime, opposed)
     plan = phases(config.train)
     passes = [_Phase(phase, config, state, runtime) for phase in plan]
     images_per_step = config.train.global_batch * batches_per_step(config.train)
@@ -230,9 +236,10 @@ class _Phase:
             fakes = state.generator(tf.cast(draws["latents"], dtype), draws["labels"], context=passes["generator"])
             real_logits = state.discriminator(reals, labels, context=passes["real"])[:, 0]
             fake_logits = state.discriminator(fakes, draws["labels"], context=passes["fake"])[:, 0]
+            compared = self._oppose(real_logits, fake_logits) if self.loss.opposed else (real_logits, fake_logits)
             losses = {
-                "discriminator": self.loss.discriminator(real_logits, fake_logits) / global_batch,
-                "generator": self.loss.generator(real_logits, fake_logits) / global_batch,
+                "discriminator": self.loss.discriminator(*compared) / global_batch,
+                "generator": self.loss.generator(*compared) / global_batch,
             }
         tapes = {"discriminator": discriminator_tape, "generator": generator_tape}
         gradients = {name: tapes[name].gradient(losses[name], self.variables[name]) for name in self.phase.trains}
@@ -246,6 +253,14 @@ class _Phase:
             if variable.path in self.statistics:
                 updates.setdefault(variable.path, []).append(value)
         return gradients, sums, {path: tf.add_n(values) / len(values) for path, values in updates.items()}
+
+    def _oppose(self, real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Logits less the other kind's mean over all replicas."""
+        sums = tf.stack([tf.reduce_sum(real_logits), tf.reduce_sum(fake_logits)])
+        real_mean, fake_mean = tf.unstack(
+            self.runtime.sum([sums], f"{self.phase.name}/logits")[0] / self.config.train.global_batch
+        )
+        return real_logits - fake_mean, fake_logits - real_mean
 
     def _pass(self, name: str, draws: dict[str, tf.Tensor]) -> Pass:
         """A training pass that takes its noise from the draws by its name."""
@@ -267,7 +282,12 @@ def _clip(gradients: list[tf.Tensor], norm: tf.Tensor, limit: float) -> list[tf.
     return [gradient * (limit / tf.maximum(norm, limit)) for gradient in gradients] if limit else gradients
 
 
-def _refuse_compiled_batch_norm(state: TrainState, runtime: Runtime) -> None:
+def _refuse_compiled_sums(state: TrainState, runtime: Runtime, opposed: bool) -> None:
+    if opposed:
+        raise UserError(
+            f"--jit_compile does not go with {runtime.topology.num_replicas} replicas here: the loss sums over replicas within "
+            "the compiled pass; drop --jit_compile, or use --strategy=single"
+        )
     for network in (state.generator, state.discriminator):
         for layer in network.chain:
             if isinstance(layer, BatchNorm):
