@@ -64,6 +64,11 @@ def _run(options: Options, config: Config, workers: topology.Workers | None, con
     devices.silence(options.verbosity)
     runtime = devices.open_runtime(config, workers, control)
     _agree_on_versions(images, runtime)
+    from distgan.training import step
+
+    problems = list(step.problems(config, runtime.topology.num_replicas))
+    if problems:
+        raise UserError("; ".join(problems))
     if runtime.topology.is_primary:
         log_topology(config, runtime.topology)
     else:

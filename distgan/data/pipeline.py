@@ -135,4 +135,6 @@ def batches(
     options.threading.private_threadpool_size = threads
     options.experimental_optimization.inject_prefetch = False
     shares = images.rebatch(steps * size, drop_remainder=True).map(to_batch)
+    # Said again after rebatch: where an end may come, tf.distribute expects a last batch of any size.
+    shares = shares.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     return shares.prefetch(2 * len(replicas)).with_options(options)

@@ -8,7 +8,7 @@ and applied is that reduced gradient, the same on every replica.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,20 +83,25 @@ def to_signed(images: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.cast(images, dtype) / 127.5 - 1
 
 
+def problems(config: Config, num_replicas: int) -> Iterator[str]:
+    """Yields what of the config no step can do with so many replicas."""
+    loss, train = config.objective.loss.name, config.train
+    if registry.resolve(LOSSES, loss).opposed:
+        why = f"--objective.loss={loss}, which takes means over the whole batch"
+        if train.accumulation_steps > 1:
+            yield f"--train.accumulation_steps={train.accumulation_steps} does not go with {why}: 1 does"
+        if config.jit_compile and num_replicas > 1:
+            yield f"--jit_compile with {num_replicas} replicas does not go with {why}: use --strategy=single"
+
+
 def build_step(config: Config, state: TrainState, runtime: Runtime) -> Step:
     """The step function of a run.
 
     Raises:
       UserError: XLA is asked to compile a sum over replicas.
     """
-    opposed = registry.resolve(LOSSES, config.objective.loss.name).opposed
-    if opposed and config.train.accumulation_steps > 1:
-        raise UserError(
-            f"--train.accumulation_steps={config.train.accumulation_steps} does not go with --objective.loss="
-            f"{config.objective.loss.name}, which needs the mean logits of the whole batch at once: 1 does"
-        )
     if config.jit_compile and runtime.topology.num_replicas > 1:
-        _refuse_compiled_sums(state, runtime, opposed)
+        _refuse_compiled_batch_norm(state, runtime)
     plan = phases(config.train)
     passes = [_Phase(phase, config, state, runtime) for phase in plan]
     images_per_step = config.train.global_batch * batches_per_step(config.train)
@@ -282,12 +287,7 @@ def _clip(gradients: list[tf.Tensor], norm: tf.Tensor, limit: float) -> list[tf.
     return [gradient * (limit / tf.maximum(norm, limit)) for gradient in gradients] if limit else gradients
 
 
-def _refuse_compiled_sums(state: TrainState, runtime: Runtime, opposed: bool) -> None:
-    if opposed:
-        raise UserError(
-            f"--jit_compile does not go with {runtime.topology.num_replicas} replicas here: the loss sums over replicas within "
-            "the compiled pass; drop --jit_compile, or use --strategy=single"
-        )
+def _refuse_compiled_batch_norm(state: TrainState, runtime: Runtime) -> None:
     for network in (state.generator, state.discriminator):
         for layer in network.chain:
             if isinstance(layer, BatchNorm):
