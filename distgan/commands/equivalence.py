@@ -42,7 +42,10 @@ def base_config(values: dict[str, Any]) -> Config:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """The largest |da - db| / |da| over all variables, where d is the change since the start."""
+    """The largest |da - db| / |da| over all variables, where d is the change since the start.
+
+    A variable that moved less than a millionth of the one that moved most counts as one that moved so far.
+    """
 
     gradients: float
     """After one step of SGD, whose change is the gradient times the learning rate."""
@@ -95,7 +98,11 @@ def _difference(one: list[dict[str, np.ndarray]], many: list[dict[str, np.ndarra
 
     def worst(moment: int) -> tuple[float, str]:
         changes = {name: (one[moment][name] - one[0][name], many[moment][name] - many[0][name]) for name in names}
-        ratios = {name: float(np.linalg.norm(a - b) / (np.linalg.norm(a) + 1e-300)) for name, (a, b) in changes.items()}
+        # What hardly moves, as a bias that falls out of the loss, moves by rounding alone.
+        least = 1e-6 * max(np.linalg.norm(a) for a, _ in changes.values())
+        ratios = {
+            name: float(np.linalg.norm(a - b) / max(np.linalg.norm(a), least)) for name, (a, b) in changes.items()
+        }
         return max((ratio, name) for name, ratio in ratios.items())
 
     weights, variable = worst(2)

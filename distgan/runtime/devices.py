@@ -66,6 +66,8 @@ def open_runtime(config: Config, workers: topology.Workers | None = None, contro
     with quiet():
         _set_devices(config, workers)
     set_precision(config.precision)
+    # On the gradient of LeakyReLU after a biased convolution this pass fails half-way, says so on stderr, and gains nothing.
+    tf.config.optimizer.set_experimental_options({"remapping": False})
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     if chosen.strategy == "single":
