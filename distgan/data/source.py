@@ -69,7 +69,9 @@ class Description:
     def from_json(cls, values: Mapping[str, Any]) -> Description:
         """That of a checkpoint: `dataclasses.asdict` once it went through JSON."""
         height, width, channels = values["image_shape"]
-        return cls((height, width, channels), tuple(values["label_counts"]), tuple(values["label_names"]))
+        # Checkpoints from before there were conditional networks hold the shape alone.
+        counts, names = values.get("label_counts", ()), values.get("label_names", ())
+        return cls((height, width, channels), tuple(counts), tuple(names))
 
     def label_name(self, label: int) -> str:
         """A class' name, or its number."""

@@ -52,7 +52,7 @@ class Sampler:
     def labels(self, numbers: range, label: int | None = None) -> np.ndarray:
         """int32 [N]: the classes of samples, each in turn where none is chosen; zeros of an unconditional generator."""
         each = np.arange(numbers.start, numbers.stop) % max(1, self.num_classes)
-        return np.full_like(each, label or 0, np.int32) if label is not None else each.astype(np.int32)
+        return np.full_like(each, label, np.int32) if label is not None else each.astype(np.int32)
 
     def captions(self, labels: np.ndarray) -> list[str]:
         """The classes' names, for a grid; none for an unconditional generator."""
