@@ -7,14 +7,36 @@ Philox draws for what happens on the device (TensorFlow; Salmon et al. 2011, "Pa
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 _VALUES_PER_COUNTER = 4  # One Philox4x32 counter gives four float32 values.
 _PHILOX = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """The random numbers of some images for one purpose, as a forward pass or an augmentation asks for them by name."""
+
+    make: Callable[[str, str, tuple[int, ...]], Any]
+    """("uniform" or "normal", name, per-image shape) -> float32 [N, *shape]."""
+
+    def uniform(self, name: str, shape: tuple[int, ...] = ()) -> Any:
+        """Uniform [0, 1) float32 [N, *shape]."""
+        return self.make("uniform", name, shape)
+
+    def normal(self, name: str, shape: tuple[int, ...] = ()) -> Any:
+        """Standard normal float32 [N, *shape]."""
+        return self.make("normal", name, shape)
+
+    def within(self, prefix: str) -> Draws:
+        """The same, for names that begin with `prefix/`."""
+        return Draws(lambda kind, name, shape: self.make(kind, f"{prefix}/{name}", shape))
 
 
 def key(seed: int, purpose: str) -> int:

@@ -19,7 +19,7 @@ class Plain:
     latent_size: int = option(8, "dimensions of the latent", minimum=1)
     units: int = option(16, "of the hidden layers", minimum=1)
 
-    def requires(self, image_shape):
+    def fits(self, image_shape):
         return ()
 
     def generator(self, image_shape, num_classes, name):

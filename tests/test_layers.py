@@ -9,10 +9,10 @@ from distgan.models.layers import BatchNorm, ConcatLabel, Dropout, Pass
 
 
 def make_pass(first=0, count=8, total=lambda tensor, layer: tensor):
-    def uniform(name, shape):
-        return seeds.uniform(seeds.key(0, name), tf.constant(first, tf.int64), count, shape)
+    def make(kind, name, shape):
+        return getattr(seeds, kind)(seeds.key(0, name), tf.constant(first, tf.int64), count, shape)
 
-    return Pass(uniform, total, [])
+    return Pass(seeds.Draws(make), total, [], {})
 
 
 def test_batch_norm_equals_keras():
@@ -26,10 +26,11 @@ def test_batch_norm_equals_keras():
     np.testing.assert_allclose(*outputs, atol=1e-5)
     np.testing.assert_allclose(*[tape.gradient(value, x) for value in values], atol=1e-4)
     assert np.array_equal(ours.moving_mean, np.zeros(5))
-    for (_, ours_next), their_variable in zip(made.updates, (theirs.moving_mean, theirs.moving_variance), strict=True):
-        np.testing.assert_allclose(ours_next, their_variable, rtol=1e-5)
-    ours.moving_mean.assign(made.updates[0][1])
-    ours.moving_variance.assign(made.updates[1][1])
+    for (moving, value, momentum), theirs_next in zip(
+        made.updates, (theirs.moving_mean, theirs.moving_variance), strict=True
+    ):
+        moving.assign(moving * momentum + value * (1 - momentum))
+        np.testing.assert_allclose(moving, theirs_next, rtol=1e-5)
     np.testing.assert_allclose(ours(x), theirs(x, training=False), atol=1e-5)
 
 

@@ -201,7 +201,7 @@ def _hand_written(config: Config, images: Any) -> Callable[[int], None]:
     def steps(count: tf.Tensor) -> None:
         for _ in tf.range(count):
             reals = tf.cast(next(iterator), dtype) / 127.5 - 1
-            made = Pass(lambda name, shape: tf.random.uniform([batch, *shape]), lambda tensor, layer: tensor, [])
+            made = Pass.alone(lambda kind, name, shape: tf.random.uniform([batch, *shape]))
             with tf.GradientTape() as generator_tape, tf.GradientTape() as discriminator_tape:
                 fakes = generator(tf.random.normal([batch, latent_size], dtype=dtype), context=made)
                 logits = discriminator(reals, context=made)[:, 0], discriminator(fakes, context=made)[:, 0]
@@ -213,8 +213,8 @@ def _hand_written(config: Config, images: Any) -> Callable[[int], None]:
             ]
             for optimizer, network, gradient in zip(optimizers, networks, gradients, strict=True):
                 optimizer.apply(gradient, network.trainable_variables)
-            for moving, value in made.updates:
-                moving.assign(value)
+            for moving, value, momentum in made.updates:
+                moving.assign(moving + (value - moving) * (1 - momentum))
 
     return lambda count: steps(tf.constant(count)) and None
 

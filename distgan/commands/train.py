@@ -136,7 +136,7 @@ def open_images(config: Config) -> Images:
     if problems:
         raise UserError("; ".join(problems))
     images = config.data.source.options.open(config.data)
-    problems = list(config.model.name.options.requires(images.shape))
+    problems = list(config.model.name.options.fits(images.shape))
     if config.model.conditional and not images.num_classes:
         problems.append(f"--model.conditional needs labels, and {images.name} has none")
     if config.train.global_batch > images.num_images:

@@ -22,8 +22,8 @@ class Dcgan:
     leaky_slope: float = option(0.3, "of LeakyReLU below zero", minimum=0)
     batch_norm_momentum: float = option(0.99, "of the generator's moving statistics", minimum=0, maximum=1)
 
-    def requires(self, image_shape: tuple[int, int, int]) -> Iterator[str]:
-        """Yields what is wrong with this model for images [H, W, C]."""
+    def fits(self, image_shape: tuple[int, int, int]) -> Iterator[str]:
+        """Yields what is wrong with images [H, W, C] for this model."""
         if image_shape[0] % 4:
             yield f"--data.resolution={image_shape[0]} is not a multiple of 4, which --model.name=dcgan needs"
 

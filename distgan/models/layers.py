@@ -10,23 +10,42 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+
+from distgan.seeds import Draws
+
+
+class Update(NamedTuple):
+    """What a pass observed for a variable that is not trained."""
+
+    variable: keras.Variable
+    value: tf.Tensor
+    momentum: float
+    """The variable's next value is momentum times its present one, and the rest the observed one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
     """One forward pass in training."""
 
-    uniform: Callable[[str, tuple[int, ...]], tf.Tensor]
-    """(layer name, per-image shape) -> uniform [0, 1) float32 [N, *shape], keyed by the pass, the layer and the images."""
+    draws: Draws
+    """Random numbers keyed by the pass, their name (a layer's) and the images."""
     sum_over_replicas: Callable[[tf.Tensor, str], tf.Tensor]
     """(tensor, layer name) -> the tensor's sum over all replicas; differentiable."""
-    updates: list[tuple[keras.Variable, tf.Tensor]]
-    """Layers append (moving statistic, its next value); the step decides what becomes of them, so that a pass itself
-    changes nothing. Where several passes give one statistic a value, it takes their mean."""
+    updates: list[Update]
+    """Layers append what they observed; the step decides what becomes of it, so that a pass itself changes nothing. Where
+    several passes of a step observe something for one variable, their mean counts."""
+    memo: dict[str, Any]
+    """What does not depend on the pass' inputs, as a normalized kernel, is worked out by the first of a network's passes and
+    taken from here, by the variable's path, by the others."""
+
+    @classmethod
+    def alone(cls, make: Callable[[str, str, tuple[int, ...]], tf.Tensor]) -> Pass:
+        """On one replica, with numbers made by `make` (see `Draws`)."""
+        return cls(Draws(make), lambda tensor, layer: tensor, [], {})
 
 
 class BatchNorm(keras.layers.Layer):
@@ -57,7 +76,7 @@ class BatchNorm(keras.layers.Layer):
         if context is not None:
             mean, variance = self._global_moments(x, context)
             for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                context.updates.append((moving, moving + (value - moving) * (1 - self.momentum)))
+                context.updates.append(Update(moving, value, self.momentum))
         normalized = tf.nn.batch_normalization(x, mean, variance, self.beta.value, self.gamma.value, self.epsilon)
         return tf.cast(normalized, inputs.dtype)
 
@@ -88,7 +107,7 @@ class Dropout(keras.layers.Layer):
     def call(self, inputs: tf.Tensor, context: Pass | None = None) -> tf.Tensor:
         if context is None or not self.rate:
             return inputs
-        kept = context.uniform(self.name, tuple(inputs.shape[1:])) >= self.rate
+        kept = context.draws.uniform(self.name, tuple(inputs.shape[1:])) >= self.rate
         return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
 
 

@@ -23,7 +23,7 @@ def memory_bytes(config: Config, state: TrainState, micro_batch: int) -> dict[st
     trained = [v.value for network in (state.generator, state.discriminator) for v in network.trainable_variables]
 
     def forward(latents: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> Any:
-        context = Pass(lambda name, shape: tf.random.uniform([micro_batch, *shape]), lambda tensor, layer: tensor, [])
+        context = Pass.alone(lambda kind, name, shape: tf.random.uniform([micro_batch, *shape]))
         fakes = state.generator(latents, labels, context=context)
         return [state.discriminator(each, labels, context=context) for each in (images, fakes)]
 

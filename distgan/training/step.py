@@ -196,11 +196,11 @@ class _Phase:
         shapes: dict[str, tuple[int, ...]] = {}
 
         def recording(name: str) -> Pass:
-            def uniform(layer: str, shape: tuple[int, ...]) -> tf.Tensor:
+            def make(kind: str, layer: str, shape: tuple[int, ...]) -> tf.Tensor:
                 shapes[f"{name}/{layer}"] = shape
                 return tf.zeros([1, *shape])
 
-            return Pass(uniform, lambda tensor, layer: tensor, updates=[])
+            return Pass.alone(make)
 
         def passes() -> None:
             latents = tf.zeros([1, self.config.model.name.options.latent_size], self.state.generator.variable_dtype)
@@ -254,9 +254,10 @@ class _Phase:
         ]
         sums = tf.stack([tf.reduce_sum(values) for name in self.phase.trains for values in measured[name]])
         updates: dict[str, list[tf.Tensor]] = {}
-        for variable, value in (update for made in passes.values() for update in made.updates):
+        for variable, value, momentum in (update for made in passes.values() for update in made.updates):
             if variable.path in self.statistics:
-                updates.setdefault(variable.path, []).append(value)
+                old = self.statistics[variable.path]
+                updates.setdefault(variable.path, []).append(old + (value - old) * (1 - momentum))
         return gradients, sums, {path: tf.add_n(values) / len(values) for path, values in updates.items()}
 
     def _oppose(self, real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -270,13 +271,13 @@ class _Phase:
     def _pass(self, name: str, draws: dict[str, tf.Tensor]) -> Pass:
         """A training pass that takes its noise from the draws by its name."""
 
-        def uniform(layer: str, shape: tuple[int, ...]) -> tf.Tensor:
+        def made(kind: str, layer: str, shape: tuple[int, ...]) -> tf.Tensor:
             return draws[f"{name}/{layer}"]
 
         def sum_over_replicas(tensor: tf.Tensor, layer: str) -> tf.Tensor:
             return self.runtime.sum([tensor], f"{self.phase.name}/{name}/{layer}")[0]
 
-        return Pass(uniform, sum_over_replicas, updates=[])
+        return Pass(seeds.Draws(made), sum_over_replicas, [], {})
 
     def _key(self, purpose: str) -> int:
         return seeds.key(self.config.seed, f"{self.phase.name}/{purpose}")
