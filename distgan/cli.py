@@ -136,7 +136,7 @@ def _read_flags(
         if entry.type is bool:
             flags.DEFINE_boolean(entry.name, entry.value, entry.doc, flag_values=values)
         else:
-            flags.DEFINE(_Parser(entry), entry.name, entry.value, entry.doc, flag_values=values)
+            flags.DEFINE(_Parser(entry), entry.name, entry.plain, entry.doc, flag_values=values)
     try:
         positional = values(["distgan", *words], known_only=bool(only))[1:]
     except flags.UnrecognizedFlagError as error:
@@ -164,7 +164,7 @@ def _overview() -> str:
 def _help(command: str, module: ModuleType, options: Any) -> str:
     lines = [COMMANDS[command][1], "", f"usage: distgan {command}{getattr(module, 'USAGE', '')} [--flags]", ""]
     for entry in configs.entries(options):
-        lines.append(f"  --{entry.name}={_spell(entry.value)}  ({entry.allowed()})")
+        lines.append(f"  --{entry.name}={_spell(entry.plain)}  ({entry.allowed()})")
         lines.append(f"      {entry.doc}")
     lines.append("  --flagfile=FILE")
     lines.append("      read flags from a file, one a line")
@@ -172,4 +172,4 @@ def _help(command: str, module: ModuleType, options: Any) -> str:
 
 
 def _spell(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from distgan import registry
 from distgan.errors import UserError
+from distgan.schedules import Schedule, schedule
 
 C = TypeVar("C")
 
@@ -59,6 +60,11 @@ def part(default: str, table: str, doc: str) -> Any:
         default_factory=lambda: choose(registry.locate(table), default),
         metadata={"doc": doc, "may_change": False, "limits": {}, "table": table},
     )
+
+
+def parts(table: str, doc: str) -> Any:
+    """A field that holds any number of parts of the table at `module:attribute`, by default none."""
+    return dataclasses.field(default=(), metadata={"doc": doc, "may_change": False, "limits": {}, "table": table})
 
 
 def section(cls: type) -> Any:
@@ -108,6 +114,10 @@ class ObjectiveConfig:
     """What the networks minimize."""
 
     loss: Part = part("non_saturating", "distgan.objectives:LOSSES", "adversarial loss, on logits")
+    regularizers: tuple[Part, ...] = parts(
+        "distgan.objectives:REGULARIZERS", "what is added to it, with commas between"
+    )
+    augment: Part = part("none", "distgan.objectives:AUGMENTATIONS", "of all images that the discriminator sees")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +142,17 @@ class TrainConfig:
         choices=("simultaneous", "alternating"),
     )
     discriminator_updates: int = option(1, "discriminator updates per generator update (alternating)", minimum=1)
+    generator_batch_multiple: int = option(
+        1, "global batches of fakes that a generator update learns from (alternating)", minimum=1
+    )
     fake_labels: str = option(
         "data",
-        "classes of generated images: as often as in the data, or all alike (--model.conditional)",
-        choices=("data", "uniform"),
+        "classes of generated images: as often as in the data, all alike, or paired with the real images' "
+        "(--model.conditional)",
+        choices=("data", "uniform", "paired"),
+    )
+    freeze_discriminator: int = option(
+        0, "layers nearest the image that keep their weights (Mo et al. 2020; with --init_from)", minimum=0
     )
     clip_norm: float = option(0.0, "limit of each network's global gradient norm; 0 is none", minimum=0)
     report_kimg: float = option(1.0, "images between two rows of metrics.jsonl", above=0, may_change=True)
@@ -148,15 +165,27 @@ class TrainConfig:
                 f"--train.discriminator_updates={self.discriminator_updates} needs --train.update_order=alternating: "
                 "simultaneous updates both networks once"
             )
+        if self.update_order == "simultaneous" and self.generator_batch_multiple != 1:
+            yield (
+                f"--train.generator_batch_multiple={self.generator_batch_multiple} needs --train.update_order=alternating: "
+                "simultaneous takes both updates from one batch of fakes"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class EmaConfig:
     """The exponential moving average of the generator, which the samples come from."""
 
-    halflife_kimg: float = option(10.0, "images after which a weight counts half", above=0)
+    halflife_kimg: Schedule = option(schedule(10.0), "images after which a weight counts half", minimum=0)
     rampup: float = option(
         0.05, "the half-life is at most this share of the images seen (Karras et al. 2020); 0 is none", minimum=0
+    )
+    statistics: str = option(
+        "average",
+        "batch norm of the averaged generator: its moving statistics averaged along, or worked out anew by its own weights "
+        "before it draws (standing statistics; Brock et al. 2019)",
+        choices=("average", "standing"),
+        may_change=True,
     )
 
 
@@ -249,11 +278,12 @@ class Config:
         choices=("auto", "single", "mirrored", "multiworker", "horovod"),
         may_change=True,
     )
+    init_from: str = option("", "run directory whose weights this run starts from, in networks of the same sizes")
     seed: int = option(0, "every random number follows from it and the image numbers", minimum=0)
     precision: str = option(
         "float32",
-        "of the networks; weights, losses and reductions stay float32 under mixed_bfloat16",
-        choices=("float32", "mixed_bfloat16", "float64"),
+        "of the networks; under mixed_ weights, losses, penalties and reductions stay float32",
+        choices=("float32", "mixed_bfloat16", "mixed_float16", "float64"),
     )
     jit_compile: bool = option(False, "compile forward and backward passes with XLA", may_change=True)
     deterministic: bool = option(False, "the same bits in every run on the same machine; slower", may_change=True)
@@ -284,11 +314,20 @@ class Entry:
     may_change: bool
     limits: Mapping[str, Any]
     table: registry.Table | None = None
+    many: bool = False
+    """Whether it names any number of parts, with commas between."""
+    optional: bool = False
+    """Whether it may be empty, which is None."""
 
     def allowed(self) -> str:
         """The allowed values in words."""
         if self.table:
-            return f"one of {', '.join(self.table.parts)}, or module:attribute"
+            names = ", ".join(self.table.parts)
+            return (
+                f"any of {names}, or module:attribute, with commas"
+                if self.many
+                else f"one of {names}, or module:attribute"
+            )
         if self.limits.get("choices"):
             return f"one of {', '.join(map(str, self.limits['choices']))}"
         words = [_TYPE_NAMES[self.type]]
@@ -298,27 +337,64 @@ class Entry:
             words.append(f"above {self.limits['above']}")
         if self.limits.get("maximum") is not None:
             words.append(f"at most {self.limits['maximum']}")
-        return ", ".join(words)
+        return ", ".join(words) + (", or nothing" if self.optional else "")
 
     def parse(self, text: Any) -> Any:
         """The value of a word of the command line or of a JSON value; raises ValueError naming what is allowed."""
+        if self.optional and text in (None, ""):
+            return None
+        if self.table:
+            self._check_names(str(text))
+            return str(text)
         try:
             value = _read(self.type, text)
         except ValueError:
             raise ValueError(f"is not {self.allowed()}") from None
         limits = self.limits
-        if self.table and value not in self.table.parts and ":" not in value:
-            raise ValueError(f"is not a {self.table.kind}{registry.suggestion(value, self.table.parts)}")
         if limits.get("choices") and value not in limits["choices"]:
             raise ValueError(f"is not {self.allowed()}")
         low, high, above = limits.get("minimum"), limits.get("maximum"), limits.get("above")
-        inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
-        if not inside:
-            raise ValueError(f"is not {self.allowed()}")
+        for number in (value.start, value.end) if isinstance(value, Schedule) else (value,):
+            inside = low is None or number >= low
+            if not (inside and (high is None or number <= high) and (above is None or number > above)):
+                raise ValueError(f"is not {self.allowed()}")
         return value
 
+    def _check_names(self, text: str) -> None:
+        names = split_names(text) if self.many else [text]
+        for name in names:
+            if name not in self.table.parts and ":" not in name:  # type: ignore[union-attr]
+                which = f": {name!r}" if self.many else ""
+                raise ValueError(
+                    f"is not a {self.table.kind}{which}{registry.suggestion(name, self.table.parts)}"  # type: ignore[union-attr]
+                )
+        if len(set(names)) < len(names):
+            raise ValueError(f"names a {self.table.kind} twice")  # type: ignore[union-attr]
 
-_TYPE_NAMES: Mapping[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    @property
+    def plain(self) -> Any:
+        """The value as JSON and a flag hold it."""
+        if isinstance(self.value, Schedule):
+            return self.value.start if self.value.is_constant else str(self.value)
+        return self.value
+
+
+def split_names(text: str) -> list[str]:
+    """The names in a list with commas.
+
+    >>> split_names("r1, lecam"), split_names("")
+    (['r1', 'lecam'], [])
+    """
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+_TYPE_NAMES: Mapping[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Schedule: "a number, or linear:FROM:TO[:KIMG] or cosine:...",
+}
 
 
 def _read(kind: type, text: Any) -> Any:
@@ -327,8 +403,13 @@ def _read(kind: type, text: Any) -> Any:
         if str(text).lower() not in words:
             raise ValueError
         return words[str(text).lower()]
-    value = kind(str(text))
-    if isinstance(value, float) and not math.isfinite(value):
+    if kind is Schedule:
+        value = Schedule.parse(str(text))
+        numbers = [value.start, value.end]
+    else:
+        value = kind(str(text))
+        numbers = [value] if kind is float else []
+    if not all(math.isfinite(number) for number in numbers):
         raise ValueError
     return value
 
@@ -343,13 +424,18 @@ def entries(config: Any, prefix: str = "") -> Iterator[Entry]:
             yield from entries(value, name + ".")
             continue
         doc, may_change, limits = (field.metadata[key] for key in ("doc", "may_change", "limits"))
-        if isinstance(value, Part):
+        if "table" in field.metadata:
             table = registry.locate(field.metadata["table"])
-            yield Entry(name, str, value.name, doc, may_change, limits, table)
-            if value.options is not None:
-                yield from entries(value.options, _options_prefix(prefix, field.name, value.name))
+            many = isinstance(value, tuple)
+            chosen = value if many else (value,)
+            names = ",".join(each.name for each in chosen)
+            yield Entry(name, str, names, doc, may_change, limits, table, many)
+            for each in chosen:
+                if each.options is not None:
+                    yield from entries(each.options, _options_prefix(prefix, field.name, each.name))
         else:
-            yield Entry(name, hints[field.name], value, doc, may_change, limits)
+            kinds = typing.get_args(hints[field.name]) or (hints[field.name],)
+            yield Entry(name, kinds[0], value, doc, may_change, limits, optional=type(None) in kinds)
 
 
 def _options_prefix(prefix: str, field: str, part_name: str) -> str:
@@ -364,38 +450,57 @@ def build(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
       UserError: a value that is not allowed, named by its flag.
     """
     config = cls()
+    known = {entry.name: entry for entry in entries(config, prefix)}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         name, value = prefix + field.name, getattr(config, field.name)
         if not field.metadata:
             value = build(type(value), values, name + ".")
-        elif isinstance(value, Part):
-            table = registry.locate(field.metadata["table"])
-            chosen = values.get(name, value.name)
-            value = choose(table, chosen)
-            if value.options is not None:
-                options = build(type(value.options), values, _options_prefix(prefix, field.name, chosen))
-                value = dataclasses.replace(value, options=options)
-        elif name in values:
-            value = values[name]
+        elif name in values or "table" in field.metadata:
+            entry = known[name]
+            try:
+                value = entry.parse(values.get(name, entry.value))
+            except ValueError as error:
+                raise UserError(f"--{name}={values[name]} {error}") from None
+            if entry.table:
+                chosen = tuple(
+                    _build_part(entry.table, each, values, _options_prefix(prefix, field.name, each))
+                    for each in (split_names(value) if entry.many else [value])
+                )
+                value = chosen if entry.many else chosen[0]
         config = dataclasses.replace(config, **{field.name: value})  # type: ignore[type-var]
-    for entry in entries(config, prefix):
-        try:
-            entry.parse(entry.value)
-        except ValueError as error:
-            raise UserError(f"--{entry.name}={entry.value} {error}") from None
     return config
+
+
+def _build_part(table: registry.Table, name: str, values: Mapping[str, Any], prefix: str) -> Part:
+    cls = registry.options_class(table, name)
+    return Part(name, build(cls, values, prefix) if cls else None)
 
 
 def flatten(config: Config) -> dict[str, Any]:
     """The flat mapping of a run's config: what config.json holds; `build` is its inverse."""
-    return {entry.name: entry.value for entry in entries(config)}
+    return {entry.name: entry.plain for entry in entries(config)}
 
 
 def problems(config: Config) -> list[str]:
-    """What is wrong with a combination of values, from every section and part that has a `requires`."""
+    """What is wrong with a combination of values, from every section and chosen part that has a `requires`."""
     found = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if hasattr(value, "requires"):
             found += list(value.requires())
+    for options in _chosen(config):
+        if hasattr(options, "requires"):
+            found += list(options.requires(config))
     return found
+
+
+def _chosen(config: Any) -> Iterator[Any]:
+    """The options of every part that was chosen."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not field.metadata:
+            yield from _chosen(value)
+        elif "table" in field.metadata:
+            yield from (
+                each.options for each in (value if isinstance(value, tuple) else (value,)) if each.options is not None
+            )

@@ -73,12 +73,11 @@ def uniform(key: Any, first: Any, count: int, shape: tuple[int, ...]) -> Any:
     return _draw("StatelessRandomUniformV2", key, first, count, shape)
 
 
-def classes(key: Any, first: Any, count: int, weights: np.ndarray) -> Any:
-    """Classes int32 [count] for image numbers first .. first+count-1, each as often as its weight says (float64 [K])."""
+def classes(drawn: Any, weights: np.ndarray) -> Any:
+    """Classes int32 [N] from uniform numbers float32 [N], each as often as its weight says (float64 [K])."""
     import tensorflow as tf
 
     upper = (np.cumsum(weights) / weights.sum()).astype(np.float32)
-    drawn = uniform(key, first, count, (1,))[:, 0]
     return tf.searchsorted(tf.constant(upper), drawn, side="right")
 
 

@@ -137,7 +137,7 @@ def test_python_m_is_the_command():
         (["--train.total_kimg=-1"], "--train.total_kimg=-1 is not a number, above 0"),
         (["--train.total_kimg=inf"], "--train.total_kimg=inf is not a number, above 0"),
         (["--strategy=mirored"], "--strategy=mirored is not one of auto, single, mirrored"),
-        (["--precision=float16"], "--precision=float16 is not one of float32, mixed_bfloat16, float64"),
+        (["--precision=float16"], "--precision=float16 is not one of float32, mixed_bfloat16, mixed_float16, float64"),
         (["--deterministic=maybe"], "deterministic"),
         (["--seed"], "seed"),
         (["seed=1"], "unexpected word 'seed=1'"),

@@ -49,7 +49,7 @@ def _parts() -> Iterator[str]:
             summaries = [part] if has_options else [getattr(part, field.name) for field in dataclasses.fields(part)]
             yield f"  {name:<16} {' '.join(_summary(each) for each in summaries)}"
             for each in configs.entries(part()) if has_options else ():
-                yield f"    {each.name}={each.value}  ({each.allowed()}) {each.doc}"
+                yield f"    {each.name}={'' if each.plain is None else each.plain}  ({each.allowed()}) {each.doc}"
 
 
 def _summary(thing: Any) -> str:

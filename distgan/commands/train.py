@@ -64,9 +64,9 @@ def _run(options: Options, config: Config, workers: topology.Workers | None, con
     devices.silence(options.verbosity)
     runtime = devices.open_runtime(config, workers, control)
     _agree_on_versions(images, runtime)
-    from distgan.training import step
+    from distgan.training import phases
 
-    problems = list(step.problems(config, runtime.topology.num_replicas))
+    problems = list(phases.problems(config, runtime.topology.num_replicas))
     if problems:
         raise UserError("; ".join(problems))
     if runtime.topology.is_primary:
@@ -137,6 +137,7 @@ def open_images(config: Config) -> Images:
         raise UserError("; ".join(problems))
     images = config.data.source.options.open(config.data)
     problems = list(config.model.name.options.fits(images.shape))
+    problems += list(config.objective.augment.options.fits(images.shape))
     if config.model.conditional and not images.num_classes:
         problems.append(f"--model.conditional needs labels, and {images.name} has none")
     if config.train.global_batch > images.num_images:

@@ -1,4 +1,4 @@
-"""What the networks minimize: logits to per-example numbers."""
+"""What the networks minimize: logits and images to per-example numbers, and how images are changed on the way."""
 
 from distgan.registry import Table
 
@@ -15,3 +15,21 @@ LOSSES = Table(
     },
     plain=True,
 )
+
+REGULARIZERS = Table(
+    "regularizer",
+    {
+        "r1": "distgan.objectives.regularizers:R1",
+        "r2": "distgan.objectives.regularizers:R2",
+        "gradient_penalty": "distgan.objectives.regularizers:GradientPenalty",
+        "dragan": "distgan.objectives.regularizers:Dragan",
+        "lecam": "distgan.objectives.regularizers:LeCam",
+        "consistency": "distgan.objectives.regularizers:Consistency",
+        "orthogonal": "distgan.objectives.regularizers:Orthogonal",
+        "auxiliary": "distgan.objectives.regularizers:Auxiliary",
+        "weight_clip": "distgan.objectives.regularizers:WeightClip",
+        "top_k": "distgan.objectives.regularizers:TopK",
+    },
+)
+
+AUGMENTATIONS = Table("augmentation", {"none": "distgan.objectives.augment:Unchanged"})

@@ -22,6 +22,8 @@ class Loss:
 
     discriminator: PerExample
     generator: PerExample
+    pairs: bool = False
+    """Whether the generator's loss looks at real logits too; elsewhere it gets None for them."""
     opposed: bool = False
     """Whether logits are taken relative to the other kind's mean over all replicas: r - mean f and f - mean r."""
 
@@ -106,6 +108,6 @@ MINIMAX = Loss(cross_entropy_discriminator, minimax_generator)
 HINGE = Loss(hinge_discriminator, raise_fakes)
 WASSERSTEIN = Loss(wasserstein_discriminator, raise_fakes)
 LEAST_SQUARES = Loss(least_squares_discriminator, least_squares_generator)
-RELATIVISTIC = Loss(relativistic_discriminator, relativistic_generator)
+RELATIVISTIC = Loss(relativistic_discriminator, relativistic_generator, pairs=True)
 # Jolicoeur-Martineau 2018, eq. 7 and 8: the cross-entropy of r - mean f and f - mean r.
-RELATIVISTIC_AVERAGE = Loss(cross_entropy_discriminator, opposed_generator, opposed=True)
+RELATIVISTIC_AVERAGE = Loss(cross_entropy_discriminator, opposed_generator, pairs=True, opposed=True)

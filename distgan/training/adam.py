@@ -15,7 +15,10 @@ class Adam(keras.optimizers.Adam):
         """Updates one variable, and its two moments."""
         dtype, place = variable.dtype, self._get_variable_index(variable)
         step = tf.cast(self.iterations.value + 1, dtype)
-        beta_1, beta_2 = tf.constant(self.beta_1, dtype), tf.constant(self.beta_2, dtype)
+        beta_1, beta_2 = (
+            tf.constant(beta, dtype) if isinstance(beta, float) else tf.cast(beta.value, dtype)
+            for beta in (self.beta_1, self.beta_2)
+        )
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[place].value.handle,

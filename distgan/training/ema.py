@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from distgan.config import EmaConfig, images
+from distgan.config import Config
 
 
-def amount(config: EmaConfig, images_seen: tf.Tensor, images_per_step: int) -> tf.Tensor:
+def amount(config: Config, images_seen: tf.Tensor, images_per_step: int) -> tf.Tensor:
     """The share of the new weights in a step's average: 1 - 0.5^(images per step / half-life), a float64 scalar.
 
     The half-life is at most `rampup` times the images seen, so that the average soon forgets the first weights
     (Karras et al. 2020, "Training generative adversarial networks with limited data", in their code).
 
     Args:
-      config: half-life and ramp-up.
+      config: half-life and ramp-up are in `config.ema`.
       images_seen: int64 scalar, this step's images among them.
       images_per_step: real images shown in a step.
     """
-    halflife = tf.constant(float(images(config.halflife_kimg)), tf.float64)
-    if config.rampup:
-        halflife = tf.minimum(halflife, tf.cast(images_seen, tf.float64) * config.rampup)
+    halflife = 1000 * config.ema.halflife_kimg.at(images_seen, config.train.total_kimg)
+    if config.ema.rampup:
+        halflife = tf.minimum(halflife, tf.cast(images_seen, tf.float64) * config.ema.rampup)
     return 1 - tf.constant(0.5, tf.float64) ** (images_per_step / tf.maximum(halflife, 1e-8))

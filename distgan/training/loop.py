@@ -29,9 +29,10 @@ from distgan.runtime.base import Runtime
 from distgan.tracking.console import log
 from distgan.tracking.tracker import Tracker
 from distgan.training import checkpoint, desync
+from distgan.training.phases import batches_per_step, cycle, measured_keys, phases
 from distgan.training.run_dir import RunDir
 from distgan.training.state import TrainState
-from distgan.training.step import batches_per_step, compile_steps, measured_keys
+from distgan.training.step import compile_steps
 
 _CALL_SECONDS = 1.0
 _GRID_IMAGES = 64
@@ -57,7 +58,7 @@ class Run:
     @property
     def images_per_step(self) -> int:
         """Real images shown in a step."""
-        return self.config.train.global_batch * batches_per_step(self.config.train)
+        return self.config.train.global_batch * batches_per_step(self.config)
 
     @property
     def images_seen(self) -> int:
@@ -130,6 +131,7 @@ def train(run: Run, stop: Stop) -> None:
     iterator = run.runtime.distribute(dataset)
     sampler = Sampler(run.config, run.state.generator_ema, run.state.description)
     clock, total, seen = Clock(), images(train_config.total_kimg), run.images_seen
+    first_step = seen // run.images_per_step
     control, primary = run.runtime.control, run.directory is not None
     check = desync.build_check(run.state, run.runtime) if run.config.runtime.check_desync else lambda: None
 
@@ -164,11 +166,13 @@ def train(run: Run, stop: Stop) -> None:
             raise Stopped(f"stopped by {name} at {seen / 1000:g} kimg, saved; start it again to go on")
         marks = [seen // interval * interval + interval for interval, _ in every] + profile.marks(step)
         steps = min(math.ceil((min(*marks, total) - seen) / run.images_per_step), *limits)
-        control.at(f"training, {steps} steps a call", step, patient=clock.calls == 0)
+        # Steps with other phases are compiled when they first come.
+        fresh = step - first_step < cycle(phases(run.config))
+        control.at(f"training, {steps} steps a call", step, patient=fresh)
         profile.start(step)
         started = time.perf_counter()
         # XLA tells on stderr that it compiled. Among workers the line between them may have to speak meanwhile.
-        with devices.quiet() if clock.calls == 0 and topology.world_size == 1 else nullcontext():
+        with devices.quiet() if fresh and topology.world_size == 1 else nullcontext():
             ok, evidence, waited = _advance(advance, iterator, steps, run.reader)
         finite = bool(ok.numpy())
         clock.add(steps, time.perf_counter() - started, float(waited), run.runtime.take_waited())
@@ -185,7 +189,7 @@ def train(run: Run, stop: Stop) -> None:
         write_samples(run, sampler, seen)
         # Saved before the last row, which may come early: a run that is made longer reports whole intervals again.
         checked_save(seen)
-        if run.state.report_steps.numpy():
+        if run.state.report_counts.numpy().any():
             report(run, clock, seen)
 
 
@@ -240,10 +244,11 @@ def writing(run: Run) -> Iterator[None]:
 def report(run: Run, clock: Clock, seen: int) -> None:
     """Writes a row: means over the steps since the last one; all workers call it."""
     state, config = run.state, run.config
-    steps = float(state.report_steps.numpy())
     values: dict[str, list[float]] = {}
-    for (_, key), total in zip(measured_keys(config.train), state.report_totals.numpy(), strict=True):
-        values.setdefault(key, []).append(total / steps)
+    totals, counts = state.report_totals.numpy(), state.report_counts.numpy()
+    for (_, key), total, count in zip(measured_keys(config), totals, counts, strict=True):
+        if count:  # A phase that comes seldom may not have come since the last row.
+            values.setdefault(key, []).append(total / count)
     seconds_per_step = clock.seconds / clock.steps
     rate = run.images_per_step / seconds_per_step
     # What a worker's step takes without the waiting in sums over replicas tells who the others wait for.
@@ -264,6 +269,7 @@ def report(run: Run, clock: Clock, seen: int) -> None:
         "progress/step": seen // run.images_per_step,
         "progress/restarts": run.directory.starts if run.directory else 0,
         **{key: float(np.mean(means)) for key, means in values.items()},
+        **{f"{part}/{key}": float(v.numpy()) for part, kept in state.kept.items() for key, v in kept.items()},
         **{f"lr/{name}": float(optimizer.learning_rate.numpy()) for name, optimizer in state.optimizers.items()},
         "throughput/images_per_second": rate,
         "throughput/images_per_second_per_replica": rate / run.runtime.topology.num_replicas,
@@ -276,7 +282,7 @@ def report(run: Run, clock: Clock, seen: int) -> None:
     run.tracker.row(row)
     clock.start_report()
     state.report_totals.assign(tf.zeros_like(state.report_totals))
-    state.report_steps.assign(0)
+    state.report_counts.assign(tf.zeros_like(state.report_counts))
 
 
 def write_samples(run: Run, sampler: Sampler, seen: int) -> None:
@@ -315,7 +321,7 @@ def save(run: Run) -> None:
 def diverged(run: Run, evidence: np.ndarray) -> str:
     """Saves what is known about a step that was not finite; returns it in words."""
     seen = run.images_seen
-    keys = measured_keys(run.config.train)
+    keys = measured_keys(run.config)
     phase, key = next(name for name, value in zip(keys, evidence, strict=True) if not np.isfinite(value))
     values: dict[str, dict[str, str]] = {}
     for (phase_name, name), value in zip(keys, evidence, strict=True):

@@ -13,8 +13,10 @@ import tensorflow as tf
 from distgan import seeds
 from distgan.config import Config
 from distgan.data.source import Description
+from distgan.errors import UserError
 from distgan.runtime.base import Runtime
-from distgan.training.step import NETWORKS, measured_keys
+from distgan.training import optimizers, precision
+from distgan.training.phases import NETWORKS, measured_keys, regularizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +31,19 @@ class TrainState:
     """The average of `generator`, moving statistics among it; what samples come from."""
     optimizers: Mapping[str, keras.optimizers.Optimizer]
     """One for each of NETWORKS."""
+    precise_discriminator: Any
+    """A network of the same layers that computes in float32, for penalties, where the discriminator does not; else None. Its
+    own weights are never used."""
+    kept: Mapping[str, Mapping[str, tf.Variable]]
+    """float64 scalars that the augmentation (`augment`), regularizers and loss scales keep from step to step."""
     step: tf.Variable
     """int64: passes over the phases so far."""
     images_seen: tf.Variable
     """int64: real images shown to the discriminator so far, by all replicas."""
     report_totals: tf.Variable
     """float64 [K]: sums over the steps since the last row, in the order of `measured_keys`."""
-    report_steps: tf.Variable
-    """float64: steps since the last row."""
+    report_counts: tf.Variable
+    """float64 [K]: how many steps each is the sum of."""
 
     def network(self, name: str) -> Any:
         """The network called `name`, one of NETWORKS."""
@@ -49,7 +56,9 @@ class TrainState:
             named |= {variable.path: variable.value for variable in network.variables}
         for optimizer in self.optimizers.values():
             named |= {f"optimizer/{variable.path}": variable.value for variable in optimizer.variables}
-        for name in ("step", "images_seen", "report_totals", "report_steps"):
+        for part, variables in self.kept.items():
+            named |= {f"kept/{part}/{name}": variable for name, variable in variables.items()}
+        for name in ("step", "images_seen", "report_totals", "report_counts"):
             named[name] = getattr(self, name)
         return named
 
@@ -99,22 +108,68 @@ def build_network(config: Config, description: Description, kind: str, name: str
 
 
 def build_state(config: Config, description: Description, runtime: Runtime) -> TrainState:
-    """The state of a run before its first step."""
+    """The state of a run before its first step.
+
+    Raises:
+      UserError: --train.freeze_discriminator leaves nothing to train.
+    """
     with runtime.scope():
         networks = {name: build_network(config, description, name, name) for name in NETWORKS}
         generator_ema = build_network(config, description, "generator", "generator_ema")
-        optimizers = {}
+        _freeze(networks["discriminator"], config.train.freeze_discriminator)
+        built = {}
         for name, network in networks.items():
-            optimizers[name] = config.optimizer.name.options.build(name)
-            optimizers[name].build(network.trainable_variables)
+            built[name] = optimizers.build(config, name)
+            built[name].build(network.trainable_variables)
+        size = len(measured_keys(config))
         return TrainState(
             description=description,
             generator=networks["generator"],
             discriminator=networks["discriminator"],
             generator_ema=generator_ema,
-            optimizers=optimizers,
+            optimizers=built,
+            precise_discriminator=_twin(config, description) if _needs_twin(config) else None,
+            kept={
+                part: {name: tf.Variable(value, dtype=tf.float64, trainable=False) for name, value in values.items()}
+                for part, values in _kept(config).items()
+            },
             step=tf.Variable(0, dtype=tf.int64, trainable=False),
             images_seen=tf.Variable(0, dtype=tf.int64, trainable=False),
-            report_totals=tf.Variable(tf.zeros([len(measured_keys(config.train))], tf.float64), trainable=False),
-            report_steps=tf.Variable(0, dtype=tf.float64, trainable=False),
+            report_totals=tf.Variable(tf.zeros([size], tf.float64), trainable=False),
+            report_counts=tf.Variable(tf.zeros([size], tf.float64), trainable=False),
         )
+
+
+def _kept(config: Config) -> dict[str, dict[str, float]]:
+    """What is kept from step to step besides weights, as it is at the start."""
+    kept = {"augment": config.objective.augment.options.initial()}
+    kept |= {name: part.initial() for name, part in regularizers(config).items()}
+    if config.precision == "mixed_float16":
+        kept |= {f"loss_scale/{name}": precision.initial() for name in NETWORKS}
+    return kept
+
+
+def _freeze(discriminator: Any, count: int) -> None:
+    weighted = [layer for layer in discriminator.layers if layer.trainable_variables]
+    if count >= len(weighted) and count:
+        raise UserError(
+            f"--train.freeze_discriminator={count}: it has {len(weighted)} layers, {len(weighted) - 1} at most"
+        )
+    for layer in weighted[:count]:
+        layer.trainable = False
+
+
+def _needs_twin(config: Config) -> bool:
+    penalized = any(part.takes_gradients for part in regularizers(config).values())
+    return config.precision.startswith("mixed") and penalized
+
+
+def _twin(config: Config, description: Description) -> Any:
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        twin = build_network(config, description, "discriminator", "discriminator")
+        _freeze(twin, config.train.freeze_discriminator)
+        return twin
+    finally:
+        keras.config.set_dtype_policy(policy)

@@ -7,63 +7,36 @@ and applied is that reduced gradient, the same on every replica.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tensorflow as tf
 
 from distgan import registry, seeds
-from distgan.config import Config, TrainConfig
+from distgan.config import Config
 from distgan.errors import UserError
-from distgan.models.layers import BatchNorm, Pass
+from distgan.models.layers import BatchNorm, Update
 from distgan.objectives import LOSSES
 from distgan.runtime.base import Runtime, Step
-from distgan.training import ema
+from distgan.training import ema, optimizers, precision
+from distgan.training.phases import (
+    Phase,
+    batches_per_step,
+    cycle,
+    due,
+    keys,
+    measured_keys,
+    network_keys,
+    phases,
+    regularizers,
+    term_key,
+)
+from distgan.training.seen import MicroBatch
 
 if TYPE_CHECKING:
     from distgan.training.state import TrainState
-
-NETWORKS = ("discriminator", "generator")
-_MEASURED = {
-    "discriminator": ("loss/discriminator", "d_logits/real_mean", "d_logits/fake_mean", "d_sign/real", "d_sign/fake"),
-    "generator": ("loss/generator",),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """One update within a step."""
-
-    name: str
-    trains: tuple[str, ...]
-    """The networks that are updated, of NETWORKS, from one forward pass."""
-    takes_batch: bool
-    """Whether it takes fresh real images, or looks at those of the phase before."""
-
-
-def phases(train: TrainConfig) -> tuple[Phase, ...]:
-    """The phases of a step, in order."""
-    if train.update_order == "simultaneous":
-        return (Phase("both", NETWORKS, takes_batch=True),)
-    first = [Phase(f"discriminator{i}", ("discriminator",), True) for i in range(train.discriminator_updates)]
-    return (*first, Phase("generator", ("generator",), takes_batch=False))
-
-
-def batches_per_step(train: TrainConfig) -> int:
-    """Global batches of real images that a step shows."""
-    return sum(phase.takes_batch for phase in phases(train))
-
-
-def measured_keys(train: TrainConfig) -> tuple[tuple[str, str], ...]:
-    """(phase, key) of everything that a step measures, in the order of its evidence vector."""
-    return tuple((phase.name, key) for phase in phases(train) for key in _keys(phase))
-
-
-def _keys(phase: Phase) -> list[str]:
-    measured = [key for name in phase.trains for key in _MEASURED[name]]
-    return measured + [f"grad_norm/{name}" for name in phase.trains]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,60 +51,40 @@ class Outcome:
     """The next value of each moving statistic of the trained networks, by its path."""
 
 
-def to_signed(images: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """uint8 images in [0, 255] -> [-1, 1]."""
-    return tf.cast(images, dtype) / 127.5 - 1
-
-
-def problems(config: Config, num_replicas: int) -> Iterator[str]:
-    """Yields what of the config no step can do with so many replicas."""
-    loss, train = config.objective.loss.name, config.train
-    if registry.resolve(LOSSES, loss).opposed:
-        why = f"--objective.loss={loss}, which takes means over the whole batch"
-        if train.accumulation_steps > 1:
-            yield f"--train.accumulation_steps={train.accumulation_steps} does not go with {why}: 1 does"
-        if config.jit_compile and num_replicas > 1:
-            yield f"--jit_compile with {num_replicas} replicas does not go with {why}: use --strategy=single"
-
-
-def build_step(config: Config, state: TrainState, runtime: Runtime) -> Step:
-    """The step function of a run.
-
-    Raises:
-      UserError: XLA is asked to compile a sum over replicas.
-    """
-    if config.jit_compile and runtime.topology.num_replicas > 1:
-        _refuse_compiled_batch_norm(state, runtime)
-    plan = phases(config.train)
-    passes = [_Phase(phase, config, state, runtime) for phase in plan]
-    images_per_step = config.train.global_batch * batches_per_step(config.train)
+def build_step(config: Config, state: TrainState, runtime: Runtime, passes: Sequence[_Phase]) -> Step:
+    """The function of a step with the given ones of a run's phases."""
+    images_per_step = config.train.global_batch * batches_per_step(config)
+    measured_by = {phase.name: len(keys(config, phase)) for phase in phases(config)}
 
     @tf.autograph.experimental.do_not_convert
     def step(batches: Sequence[Any]) -> tuple[tf.Tensor, tf.Tensor]:
+        if rates := optimizers.scheduled(config, state):
+            runtime.assign(*zip(*rates, strict=True))
         ok = tf.constant(True)
-        evidence = []
+        evidence = {name: tf.zeros([2 * size], tf.float64) for name, size in measured_by.items()}
         taken = iter(batches)
         batch = None
         for phase in passes:
             batch = next(taken) if phase.phase.takes_batch else batch
-            ok, measured = phase.run(batch, ok)
-            evidence.append(measured)
-        measured = tf.cast(tf.concat(evidence, axis=0), tf.float64)
+            ok, measured, counts = phase.run(batch, ok)
+            evidence[phase.phase.name] = tf.cast(tf.concat([measured, counts], axis=0), tf.float64)
+        halves = [tf.split(each, 2) for each in evidence.values()]
+        measured, counts = (tf.concat(each, axis=0) for each in zip(*halves, strict=True))
 
         images_seen = state.images_seen + images_per_step
-        share = tf.where(ok, ema.amount(config.ema, images_seen, images_per_step), 0)
+        share = tf.where(ok, ema.amount(config, images_seen, images_per_step), 0)
         averages = [variable.value for variable in state.generator_ema.variables]
         current = [variable.value for variable in state.generator.variables]
         moved = [a + (w - a) * tf.cast(share, a.dtype) for a, w in zip(averages, current, strict=True)]
         gate = tf.cast(ok, tf.int64)
         runtime.assign(
-            [*averages, state.step, state.images_seen, state.report_totals, state.report_steps],
+            [*averages, state.step, state.images_seen, state.report_totals, state.report_counts],
             [
                 *moved,
                 state.step + gate,
                 state.images_seen + gate * images_per_step,
-                state.report_totals + tf.where(ok, measured, 0),
-                state.report_steps + tf.cast(gate, tf.float64),
+                state.report_totals + tf.where(ok & (counts > 0), measured, 0),
+                state.report_counts + tf.where(ok, counts, 0),
             ],
         )
         return ok, measured
@@ -139,10 +92,39 @@ def build_step(config: Config, state: TrainState, runtime: Runtime) -> Step:
     return step
 
 
-def compile_steps(config: Config, state: TrainState, runtime: Runtime) -> Any:
-    """The compiled steps of a run: see `Runtime.compile`."""
-    size = len(measured_keys(config.train))
-    return runtime.compile(build_step(config, state, runtime), batches_per_step(config.train), size)
+def compile_steps(config: Config, state: TrainState, runtime: Runtime) -> Callable[[Any, int], Any]:
+    """The compiled steps of a run: see `Runtime.compile`; steps with other phases due are functions of their own.
+
+    Raises:
+      UserError: XLA is asked to compile a sum over replicas.
+    """
+    if config.jit_compile and runtime.topology.num_replicas > 1:
+        _refuse_compiled_batch_norm(state, runtime)
+    plan = phases(config)
+    passes = {phase.name: _Phase(phase, config, state, runtime) for phase in plan}
+
+    def compiled(those: Sequence[Phase]) -> Any:
+        step = build_step(config, state, runtime, [passes[phase.name] for phase in those])
+        return runtime.compile(step, batches_per_step(config), len(measured_keys(config)))
+
+    variants = {those: compiled(those) for those in {due(plan, step) for step in range(cycle(plan))}}
+    if len(variants) == 1:
+        return variants[plan]
+
+    def advance(iterator: Any, count: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        waited = tf.constant(0.0, tf.float64)
+        step = int(state.step.numpy())
+        end = step + count
+        while True:
+            those, first = due(plan, step), step
+            while step < end and due(plan, step) == those:
+                step += 1
+            ok, evidence, seconds = variants[those](iterator, step - first)
+            waited += seconds
+            if step == end or not ok.numpy():
+                return ok, evidence, waited
+
+    return advance
 
 
 class _Phase:
@@ -154,133 +136,204 @@ class _Phase:
         self.state = state
         self.runtime = runtime
         self.loss = registry.resolve(LOSSES, config.objective.loss.name)
+        self.regularizers = {name: regularizers(config)[name] for name in phase.regularizers}
+        self.scaled = config.precision == "mixed_float16"
         self.variables = {name: [v.value for v in state.network(name).trainable_variables] for name in phase.trains}
         self.statistics = {
             v.path: v.value for name in phase.trains for v in state.network(name).non_trainable_variables
         }
-        self.noise_shapes = self._find_noise()
+        self.share = 1 / (config.train.global_batch * phase.fake_batches)
+        self.draws = self._find_draws()
         self.gradients = tf.function(self._gradients, jit_compile=True) if config.jit_compile else self._gradients
 
-    def run(self, batch: Any, ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Updates the trained networks if all is finite so far; returns whether it still is, and what was measured (`_keys`)."""
+    def run(self, batch: Any, ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Updates the trained networks if all is finite so far.
+
+        Returns:
+          Whether it still is, what was measured (`keys`), and a 1 for each of it that counts: where the loss is scaled, the
+          norm of a gradient that overflowed does not, and its update is left out.
+        """
         outcome = self._accumulate(batch)
         gradients = tf.nest.flatten(outcome.gradients)
         *gradients, measured = self.runtime.sum_gradients(gradients, outcome.measured, self.phase.name)
         reduced = tf.nest.pack_sequence_as(outcome.gradients, gradients)
+        if self.scaled:
+            reduced = {name: precision.unscale(reduced[name], self.state.kept[_scale(name)]) for name in reduced}
         norms = {name: tf.linalg.global_norm(reduced[name]) for name in self.phase.trains}
-        measured = tf.concat([measured, tf.stack(list(norms.values()))], axis=0)
+        finite = {name: tf.math.is_finite(norm) for name, norm in norms.items()}
+        counts = [tf.ones_like(measured), *(tf.cast(each, measured.dtype)[None] for each in finite.values())]
         ok = ok & tf.reduce_all(tf.math.is_finite(measured))
         for name in self.phase.trains:
+            ok = ok & self._rescale(name, finite[name]) if self.scaled else ok & finite[name]
+        for name in self.phase.trains:
+            applied = ok & finite[name]
             clipped = _clip(reduced[name], norms[name], self.config.train.clip_norm)
-            self.runtime.apply(self.state.optimizers[name], clipped, self.variables[name], ok)
-        moving = [self.statistics[path] for path in outcome.statistics]
-        following = [tf.where(ok, value, old) for value, old in zip(outcome.statistics.values(), moving, strict=True)]
-        self.runtime.assign(moving, following)
-        return ok, measured
+            self.runtime.apply(self.state.optimizers[name], clipped, self.variables[name], applied)
+        self._observe(outcome, measured, ok)
+        return ok, tf.concat([measured, tf.stack(list(norms.values()))], axis=0), tf.concat(counts, axis=0)
+
+    def _rescale(self, name: str, finite: tf.Tensor) -> tf.Tensor:
+        """Moves a network's loss scale; returns whether there is a scale left to try."""
+        kept = self.state.kept[_scale(name)]
+        values, possible = precision.rescaled(kept, finite)
+        self.runtime.assign(list(kept.values()), [values[key] for key in kept])
+        return possible
+
+    def _observe(self, outcome: Outcome, measured: tf.Tensor, ok: tf.Tensor) -> None:
+        """What follows from an update: moving statistics, cut weights, and what regularizers and augmentation keep."""
+        variables = [self.statistics[path] for path in outcome.statistics]
+        values = list(outcome.statistics.values())
+        if "discriminator" in self.phase.trains:
+            for part in regularizers(self.config).values():
+                projected = [(v, part.project(v)) for v in self.variables["discriminator"]]
+                variables += [variable for variable, value in projected if value is not None]
+                values += [value for _, value in projected if value is not None]
+            if self.phase.adversarial:
+                by_key = dict(
+                    zip(keys(self.config, self.phase), tf.unstack(tf.cast(measured, tf.float64)), strict=False)
+                )
+                for name, following in self._keep(by_key).items():
+                    kept = self.state.kept[name]
+                    variables += [kept[key] for key in following]
+                    values += list(following.values())
+        gated = [tf.where(ok, value, old) for value, old in zip(values, variables, strict=True)]
+        self.runtime.assign(variables, gated)
+
+    def _keep(self, measured: dict[str, tf.Tensor]) -> dict[str, dict[str, tf.Tensor]]:
+        """The next values of what the augmentation and every regularizer keep."""
+        images_seen, batch = self.state.images_seen.read_value(), self.config.train.global_batch
+
+        def read(name: str) -> dict[str, tf.Tensor]:
+            return {key: variable.read_value() for key, variable in self.state.kept[name].items()}
+
+        following = {"augment": self.config.objective.augment.options.update(read("augment"), measured, batch)}
+        for name, part in regularizers(self.config).items():
+            following[name] = part.update(read(name), measured, images_seen)
+        return following
 
     def _accumulate(self, batch: Any) -> Outcome:
         """The sum over the share's micro-batches, one after the other so that only one is in memory."""
         steps = batch.images.shape[0]
         total: Any = None
-        for index in range(steps):
-            with tf.control_dependencies(tf.nest.flatten(total) if total is not None else []):
-                # The identity holds the micro-batch back until the one before is done.
-                images = tf.identity(batch.images[index])
-                outcome = self.gradients(images, batch.labels[index], self._draw(batch.first[index], images.shape[0]))
-            total = outcome if total is None else tf.nest.map_structure(tf.add, total, outcome)
+        for fakes in range(self.phase.fake_batches):
+            for index in range(steps):
+                with tf.control_dependencies(tf.nest.flatten(total) if total is not None else []):
+                    # The identity holds the micro-batch back until the one before is done.
+                    images = tf.identity(batch.images[index])
+                    first = batch.first[index]
+                    place = tf.math.floormod(first, self.config.train.global_batch)
+                    draws = self._draw(first, images.shape[0], fakes)
+                    outcome = self.gradients(images, batch.labels[index], place, draws)
+                total = outcome if total is None else tf.nest.map_structure(tf.add, total, outcome)
         gradients, measured, statistics = total
-        return Outcome(gradients, measured, {path: value / steps for path, value in statistics.items()})
+        passes = steps * self.phase.fake_batches
+        return Outcome(gradients, measured, {path: value / passes for path, value in statistics.items()})
 
-    def _find_noise(self) -> dict[str, tuple[int, ...]]:
-        """The per-image shape of every draw of the passes, by its purpose, as a trace of them asks for it."""
-        shapes: dict[str, tuple[int, ...]] = {}
+    def _find_draws(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name -> kind and per-image shape of every draw of the phase, as a trace of it asks for them."""
+        found: dict[str, tuple[str, tuple[int, ...]]] = {}
 
-        def recording(name: str) -> Pass:
-            def make(kind: str, layer: str, shape: tuple[int, ...]) -> tf.Tensor:
-                shapes[f"{name}/{layer}"] = shape
-                return tf.zeros([1, *shape])
+        def make(kind: str, name: str, shape: tuple[int, ...]) -> tf.Tensor:
+            found[name] = kind, shape
+            return tf.zeros([1, *shape])
 
-            return Pass.alone(make)
+        def trace() -> None:
+            images = tf.zeros([1, *self.state.description.image_shape], tf.uint8)
+            seen = self._see(images, tf.zeros([1], tf.int32), tf.constant(0, tf.int64), seeds.Draws(make), alone=True)
+            for name in self.phase.trains:
+                self._terms(name, seen)
 
-        def passes() -> None:
-            latents = tf.zeros([1, self.config.model.name.options.latent_size], self.state.generator.variable_dtype)
-            labels = tf.zeros([1], tf.int32)
-            fakes = self.state.generator(latents, labels, context=recording("generator"))
-            for name in ("real", "fake"):
-                self.state.discriminator(fakes, labels, context=recording(name))
+        tf.function(trace, autograph=False).get_concrete_function()
+        return found
 
-        tf.function(passes).get_concrete_function()
-        return shapes
-
-    def _draw(self, first: tf.Tensor, count: int) -> dict[str, tf.Tensor]:
-        """Latents and noise of a micro-batch.
+    def _draw(self, first: tf.Tensor, count: int, fakes: int) -> dict[str, tf.Tensor]:
+        """The phase's random numbers of a micro-batch; every batch of fakes beyond the first has its own.
 
         They are drawn outside of what XLA compiles: its Philox gives other values than TensorFlow's kernel.
         """
-        noise = {name: seeds.uniform(self._key(name), first, count, shape) for name, shape in self.noise_shapes.items()}
-        latent_size = self.config.model.name.options.latent_size
-        latents = seeds.normal(self._key("latents"), first, count, (latent_size,))
-        return {"latents": latents, "labels": self._draw_labels(first, count), **noise}
+        prefix = self.phase.name + (f"/{fakes}" if fakes else "")
+        drawn = {}
+        for name, (kind, shape) in self.draws.items():
+            key = seeds.key(self.config.seed, f"{prefix}/{name}")
+            drawn[name] = {"normal": seeds.normal, "uniform": seeds.uniform}[kind](key, first, count, shape)
+        return drawn
 
-    def _draw_labels(self, first: tf.Tensor, count: int) -> tf.Tensor:
-        """Classes of a micro-batch's fakes, int32 [M]."""
-        if not self.config.model.conditional:
-            return tf.zeros([count], tf.int32)
-        weights = np.array(self.state.description.label_counts, np.float64)
-        if self.config.train.fake_labels == "uniform":
-            weights = np.ones_like(weights)
-        return seeds.classes(self._key("labels"), first, count, weights)
-
-    def _gradients(self, images: tf.Tensor, labels: tf.Tensor, draws: dict[str, tf.Tensor]) -> Any:
+    def _gradients(self, images: tf.Tensor, labels: tf.Tensor, place: tf.Tensor, drawn: dict[str, tf.Tensor]) -> Any:
         """Forward and backward pass of one micro-batch; returns the fields of an Outcome."""
-        state, global_batch = self.state, self.config.train.global_batch
-        dtype = state.discriminator.variable_dtype
-        passes = {name: self._pass(name, draws) for name in ("generator", "real", "fake")}
-        reals = to_signed(images, dtype)
-        with tf.GradientTape() as generator_tape, tf.GradientTape() as discriminator_tape:
-            fakes = state.generator(tf.cast(draws["latents"], dtype), draws["labels"], context=passes["generator"])
-            real_logits = state.discriminator(reals, labels, context=passes["real"])[:, 0]
-            fake_logits = state.discriminator(fakes, draws["labels"], context=passes["fake"])[:, 0]
-            compared = self._oppose(real_logits, fake_logits) if self.loss.opposed else (real_logits, fake_logits)
-            losses = {
-                "discriminator": self.loss.discriminator(*compared) / global_batch,
-                "generator": self.loss.generator(*compared) / global_batch,
-            }
-        tapes = {"discriminator": discriminator_tape, "generator": generator_tape}
-        gradients = {name: tapes[name].gradient(losses[name], self.variables[name]) for name in self.phase.trains}
-        measured = {"generator": [losses["generator"]]}
-        measured["discriminator"] = [losses["discriminator"]] + [
-            values / global_batch for values in (real_logits, fake_logits, tf.sign(real_logits), tf.sign(fake_logits))
-        ]
-        sums = tf.stack([tf.reduce_sum(values) for name in self.phase.trains for values in measured[name]])
-        updates: dict[str, list[tf.Tensor]] = {}
-        for variable, value, momentum in (update for made in passes.values() for update in made.updates):
-            if variable.path in self.statistics:
-                old = self.statistics[variable.path]
-                updates.setdefault(variable.path, []).append(old + (value - old) * (1 - momentum))
-        return gradients, sums, {path: tf.add_n(values) / len(values) for path, values in updates.items()}
+        seen = self._see(images, labels, place, seeds.Draws(lambda kind, name, shape: drawn[name]))
+        with contextlib.ExitStack() as stack:
+            tapes, losses, measured = {}, {}, []
+            for name in self.phase.trains:
+                tapes[name] = stack.enter_context(tf.GradientTape(watch_accessed_variables=False))
+                tapes[name].watch(self.variables[name])
+            for name in self.phase.trains:
+                losses[name], sums = self._terms(name, seen)
+                measured += sums
+                if self.scaled:
+                    losses[name] *= tf.cast(self.state.kept[_scale(name)]["scale"], losses[name].dtype)
+        gradients = {
+            name: tapes[name].gradient(losses[name], self.variables[name], unconnected_gradients="zero")
+            for name in self.phase.trains
+        }
+        updates = [update for name in self.phase.trains for update in seen.updates[name]]
+        return gradients, tf.stack(measured), self._next_statistics(updates)
 
-    def _oppose(self, real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Logits less the other kind's mean over all replicas."""
-        sums = tf.stack([tf.reduce_sum(real_logits), tf.reduce_sum(fake_logits)])
-        real_mean, fake_mean = tf.unstack(
-            self.runtime.sum([sums], f"{self.phase.name}/logits")[0] / self.config.train.global_batch
-        )
-        return real_logits - fake_mean, fake_logits - real_mean
+    def _see(self, images: Any, labels: Any, place: Any, draws: seeds.Draws, alone: bool = False) -> MicroBatch:
+        def total(tensor: tf.Tensor, name: str) -> tf.Tensor:
+            return tensor if alone else self.runtime.sum([tensor], f"{self.phase.name}/{name}")[0]
 
-    def _pass(self, name: str, draws: dict[str, tf.Tensor]) -> Pass:
-        """A training pass that takes its noise from the draws by its name."""
+        return MicroBatch(self.phase, self.config, self.state, images, labels, place, draws, total)
 
-        def made(kind: str, layer: str, shape: tuple[int, ...]) -> tf.Tensor:
-            return draws[f"{name}/{layer}"]
+    def _terms(self, network: str, seen: MicroBatch) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """A network's loss on a micro-batch, and the sums that are measured of it (`network_keys`), as shares of the batch."""
+        found: dict[str, tf.Tensor] = {}
+        losses = []
+        if self.phase.adversarial:
+            found |= self._adversarial(network, seen)
+            losses.append(tf.reduce_sum(found[f"loss/{network}"]))
+        for name, part in self.regularizers.items():
+            if network in part.networks:
+                penalty = part.penalty(seen, network)
+                weight = tf.cast(seen.value_of(part.weight), penalty.dtype)
+                # A scalar is every image's own, so that the sum over all of them is its mean.
+                value = weight * penalty * tf.ones_like(seen.real_images[:, 0, 0, 0])
+                found[term_key(name, part, network)] = value
+                losses.append(part.interval * tf.reduce_sum(value))
+        sums = [tf.reduce_sum(found[key]) * self.share for key in network_keys(self.config, self.phase, network)]
+        return tf.add_n(losses) * self.share, sums
 
-        def sum_over_replicas(tensor: tf.Tensor, layer: str) -> tf.Tensor:
-            return self.runtime.sum([tensor], f"{self.phase.name}/{name}/{layer}")[0]
+    def _adversarial(self, network: str, seen: MicroBatch) -> dict[str, tf.Tensor]:
+        """The adversarial loss per example, and what else is measured with it."""
+        if network == "generator":
+            value = self.loss.generator(*(seen.compared if self.loss.pairs else (None, seen.fake_logits)))
+            for part in self.regularizers.values():
+                weights = part.weigh_fakes(seen)
+                value = value if weights is None else weights * value
+            return {"loss/generator": value}
+        return {
+            "loss/discriminator": self.loss.discriminator(*seen.compared),
+            "d_logits/real_mean": seen.real_logits,
+            "d_logits/fake_mean": seen.fake_logits,
+            "d_sign/real": tf.sign(seen.real_logits),
+            "d_sign/fake": tf.sign(seen.fake_logits),
+        }
 
-        return Pass(seeds.Draws(made), sum_over_replicas, [], {})
+    def _next_statistics(self, updates: Sequence[Update]) -> dict[str, tf.Tensor]:
+        """By path, what moving statistics become after what the passes observed."""
+        observed: dict[str, list[Update]] = {}
+        for update in updates:
+            observed.setdefault(update.variable.path, []).append(update)
+        following = {}
+        for path, those in observed.items():
+            mean, momentum = tf.add_n([each.value for each in those]) / len(those), those[0].momentum
+            old = self.statistics[path]
+            following[path] = old + (mean - old) * (1 - momentum) if momentum else mean
+        return following
 
-    def _key(self, purpose: str) -> int:
-        return seeds.key(self.config.seed, f"{self.phase.name}/{purpose}")
+
+def _scale(network: str) -> str:
+    """Under which name a network's loss scale is kept."""
+    return f"loss_scale/{network}"
 
 
 def _clip(gradients: list[tf.Tensor], norm: tf.Tensor, limit: float) -> list[tf.Tensor]:
@@ -290,7 +343,7 @@ def _clip(gradients: list[tf.Tensor], norm: tf.Tensor, limit: float) -> list[tf.
 
 def _refuse_compiled_batch_norm(state: TrainState, runtime: Runtime) -> None:
     for network in (state.generator, state.discriminator):
-        for layer in network.chain:
+        for layer in network._flatten_layers():
             if isinstance(layer, BatchNorm):
                 raise UserError(
                     f"--jit_compile does not go with {runtime.topology.num_replicas} replicas here: {layer.path} sums over "
