@@ -15,3 +15,11 @@ LOSSES = Table(
     },
     plain=True,
 )
+
+AUGMENTATIONS = Table(
+    "augmentation",
+    {
+        "none": "distgan.objectives.augment:Unchanged",
+        "diffaugment": "distgan.objectives.augment:DiffAugment",
+    },
+)
