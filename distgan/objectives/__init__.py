@@ -21,5 +21,7 @@ AUGMENTATIONS = Table(
     {
         "none": "distgan.objectives.augment:Unchanged",
         "diffaugment": "distgan.objectives.augment:DiffAugment",
+        "ada": "distgan.objectives.ada:Ada",
+        "fixed": "distgan.objectives.ada:Fixed",
     },
 )
