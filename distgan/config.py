@@ -117,7 +117,7 @@ class ObjectiveConfig:
     regularizers: tuple[Part, ...] = parts(
         "distgan.objectives:REGULARIZERS", "what is added to it, with commas between"
     )
-    augment: Part = part("none", "distgan.objectives:AUGMENTATIONS", "of all images that the discriminator sees")
+    augmentation: Part = part("none", "distgan.objectives:AUGMENTATIONS", "of all images that the discriminator sees")
 
 
 @dataclasses.dataclass(frozen=True)

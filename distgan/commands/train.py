@@ -137,7 +137,7 @@ def open_images(config: Config) -> Images:
         raise UserError("; ".join(problems))
     images = config.data.source.options.open(config.data)
     problems = list(config.model.name.options.fits(images.shape))
-    problems += list(config.objective.augment.options.fits(images.shape))
+    problems += list(config.objective.augmentation.options.fits(images.shape))
     if config.model.conditional and not images.num_classes:
         problems.append(f"--model.conditional needs labels, and {images.name} has none")
     if config.train.global_batch > images.num_images:

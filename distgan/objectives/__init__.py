@@ -32,4 +32,12 @@ REGULARIZERS = Table(
     },
 )
 
-AUGMENTATIONS = Table("augmentation", {"none": "distgan.objectives.augment:Unchanged"})
+AUGMENTATIONS = Table(
+    "augmentation",
+    {
+        "none": "distgan.objectives.augment:Unchanged",
+        "diffaugment": "distgan.objectives.augment:DiffAugment",
+        "ada": "distgan.objectives.ada:Ada",
+        "fixed": "distgan.objectives.ada:Fixed",
+    },
+)

@@ -269,7 +269,13 @@ def report(run: Run, clock: Clock, seen: int) -> None:
         "progress/step": seen // run.images_per_step,
         "progress/restarts": run.directory.starts if run.directory else 0,
         **{key: float(np.mean(means)) for key, means in values.items()},
-        **{f"{part}/{key}": float(v.numpy()) for part, kept in state.kept.items() for key, v in kept.items()},
+        **_schedules(run),
+        **{
+            f"{part}/{key}": float(v.numpy())
+            for part, kept in state.kept.items()
+            for key, v in kept.items()
+            if part != "augmentation"
+        },
         **{f"lr/{name}": float(optimizer.learning_rate.numpy()) for name, optimizer in state.optimizers.items()},
         "throughput/images_per_second": rate,
         "throughput/images_per_second_per_replica": rate / run.runtime.topology.num_replicas,
@@ -283,6 +289,15 @@ def report(run: Run, clock: Clock, seen: int) -> None:
     clock.start_report()
     state.report_totals.assign(tf.zeros_like(state.report_totals))
     state.report_counts.assign(tf.zeros_like(state.report_counts))
+
+
+def _schedules(run: Run) -> dict[str, float]:
+    """Where the augmentation stands."""
+    part, kept = run.config.objective.augmentation, run.state.kept["augmentation"]
+    if part.name == "none":
+        return {}
+    p = part.options.probability(kept, run.state.images_seen, run.config.train.total_kimg)
+    return {"augmentation/p": float(p)}
 
 
 def write_samples(run: Run, sampler: Sampler, seen: int) -> None:

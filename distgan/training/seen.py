@@ -159,9 +159,9 @@ class MicroBatch:
         return _Look(augmented, outputs, logits, tape)
 
     def _augment(self, images: tf.Tensor, name: str) -> tf.Tensor:
-        part = self.config.objective.augment.options
-        p = part.probability(self.kept("augment"), self.images_seen, self.config.train.total_kimg)
-        return part.augment(images, self.draws.within(f"augment/{name}"), p)
+        part = self.config.objective.augmentation.options
+        p = part.probability(self.kept("augmentation"), self.images_seen, self.config.train.total_kimg)
+        return part.augment(images, self.draws.within(f"augmentation/{name}"), p)
 
     def _judge_precisely(self, images: tf.Tensor, labels: tf.Tensor, name: str) -> tf.Tensor:
         """In float32, by a twin of the discriminator that computes in it, where the discriminator does not."""

@@ -35,7 +35,7 @@ class TrainState:
     """A network of the same layers that computes in float32, for penalties, where the discriminator does not; else None. Its
     own weights are never used."""
     kept: Mapping[str, Mapping[str, tf.Variable]]
-    """float64 scalars that the augmentation (`augment`), regularizers and loss scales keep from step to step."""
+    """float64 scalars that the augmentation (`augmentation`), regularizers and loss scales keep from step to step."""
     step: tf.Variable
     """int64: passes over the phases so far."""
     images_seen: tf.Variable
@@ -142,7 +142,7 @@ def build_state(config: Config, description: Description, runtime: Runtime) -> T
 
 def _kept(config: Config) -> dict[str, dict[str, float]]:
     """What is kept from step to step besides weights, as it is at the start."""
-    kept = {"augment": config.objective.augment.options.initial()}
+    kept = {"augmentation": config.objective.augmentation.options.initial()}
     kept |= {name: part.initial() for name, part in regularizers(config).items()}
     if config.precision == "mixed_float16":
         kept |= {f"loss_scale/{name}": precision.initial() for name in NETWORKS}

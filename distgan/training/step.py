@@ -206,7 +206,9 @@ class _Phase:
         def read(name: str) -> dict[str, tf.Tensor]:
             return {key: variable.read_value() for key, variable in self.state.kept[name].items()}
 
-        following = {"augment": self.config.objective.augment.options.update(read("augment"), measured, batch)}
+        following = {
+            "augmentation": self.config.objective.augmentation.options.update(read("augmentation"), measured, batch)
+        }
         for name, part in regularizers(self.config).items():
             following[name] = part.update(read(name), measured, images_seen)
         return following
