@@ -31,7 +31,9 @@ class Biggan:
     normalization they found to cripple the generator.
     """
 
-    latent_size: int = option(80, "dimensions of the latent, a multiple of the generator's blocks and 1", minimum=1)
+    latent_size: int = option(
+        80, "dimensions of the latent: a multiple of one more than the generator has blocks", minimum=1
+    )
     embedding_size: int = option(128, "dimensions of the class embedding that the blocks share", minimum=1)
     generator_width: int = option(96, "in multiples of which the generator's channels are", minimum=1)
     discriminator_width: int = option(96, "in multiples of which the discriminator's channels are", minimum=1)
