@@ -37,6 +37,7 @@ class Biggan:
     embedding_size: int = option(128, "dimensions of the class embedding that the blocks share", minimum=1)
     generator_width: int = option(96, "in multiples of which the generator's channels are", minimum=1)
     discriminator_width: int = option(96, "in multiples of which the discriminator's channels are", minimum=1)
+    depth: int = option(1, "residual blocks of each width; the papers' is 1", minimum=1)
     attention: int = option(0, "side of the feature maps with self-attention in both networks; 0 is none", minimum=0)
     head: str = option(
         "none",
@@ -85,7 +86,7 @@ class Biggan:
         return SplitLatent(
             embedding=tables.embedding(num_classes, self.embedding_size, "embedding") if num_classes else None,
             first=first_map(ladder.side, first, kernels),
-            stages=up_stages(ladder, widths, kernels, norm, self.attention),
+            stages=up_stages(ladder, widths, kernels, norm, self.attention, self.depth),
             last=to_image(image_shape[-1], kernels, plain),
             name=name,
         )
@@ -99,5 +100,5 @@ class Biggan:
         ladder = LADDERS[image_shape[0]]
         widths = [each * self.discriminator_width for each in ladder.discriminator]
         kernels = Kernels(spectral=True, orthogonal=True)
-        blocks = down_stages(ladder, widths, image_shape[-1], kernels, self.attention, wide=True)
+        blocks = down_stages(ladder, widths, image_shape[-1], kernels, self.attention, self.depth, wide=True)
         return Chain([*blocks, Head(self.head, num_classes, kernels)], name)

@@ -52,8 +52,10 @@ class Residual(keras.layers.Layer):
         return run(self.main, inputs, labels, context) + run(self.skip, inputs, labels, context)
 
 
-def up_block(channels: int, kernels: Kernels, norm: Callable[[str], Any], name: str) -> Residual:
-    """Doubles the side: norm, ReLU, nearest x2, 3x3, norm, ReLU, 3x3 beside 1x1, nearest x2.
+def up_block(
+    channels: int, kernels: Kernels, norm: Callable[[str], Any], name: str, *, double: bool = True
+) -> Residual:
+    """Norm, ReLU, nearest x2, 3x3, norm, ReLU, 3x3 beside 1x1, nearest x2; or the same without x2, beside the input itself.
 
     The papers enlarge the skip before its convolution: for one of 1x1 that is the same numbers, at four times the cost.
 
@@ -62,18 +64,19 @@ def up_block(channels: int, kernels: Kernels, norm: Callable[[str], Any], name: 
       kernels: makes the convolutions.
       norm: makes a normalization of this name.
       name: the block's.
+      double: whether the side is doubled.
     """
     return Residual(
         [
             norm("norm1"),
             keras.layers.ReLU(),
-            Upsample(),
+            *([Upsample()] if double else []),
             kernels.conv(channels, 3, "conv1", gain=math.sqrt(2)),
             norm("norm2"),
             keras.layers.ReLU(),
             kernels.conv(channels, 3, "conv2", gain=math.sqrt(2)),
         ],
-        [kernels.conv(channels, 1, "skip"), Upsample()],
+        [kernels.conv(channels, 1, "skip"), Upsample()] if double else [],
         name,
     )
 
@@ -127,12 +130,13 @@ def first_map(side: int, channels: int, kernels: Kernels) -> list[Any]:
 
 
 def up_stages(
-    ladder: Ladder, widths: Sequence[int], kernels: Kernels, norm: Callable[[str], Any], attention: int
+    ladder: Ladder, widths: Sequence[int], kernels: Kernels, norm: Callable[[str], Any], attention: int, depth: int
 ) -> list[list[Any]]:
-    """A generator's blocks of these widths, each with self-attention after it if its map has the side for it."""
+    """A generator's stages of `depth` blocks of these widths, with self-attention behind if the maps have the side for it."""
     return [
         [
             up_block(channels, kernels, norm, f"block{number}"),
+            *(up_block(channels, kernels, norm, f"block{number}_{more}", double=False) for more in range(2, depth + 1)),
             *([SelfAttention(kernels)] if side == attention else []),
         ]
         for number, (channels, side) in enumerate(zip(widths, ladder.generator_sides, strict=True), 1)
@@ -155,11 +159,12 @@ def down_stages(
     channels: int,
     kernels: Kernels,
     attention: int,
+    depth: int,
     *,
     norm: Callable[[str], Any] | None = None,
     wide: bool = False,
 ) -> list[Any]:
-    """A discriminator's blocks, and self-attention after the first one whose map has the side for it.
+    """A discriminator's blocks, and self-attention after the first ones whose maps have the side for it.
 
     Args:
       ladder: of the images' resolution.
@@ -167,6 +172,7 @@ def down_stages(
       channels: of the images.
       kernels: makes the convolutions.
       attention: the side; 0 is none.
+      depth: blocks of each width, of which the first may halve the side.
       norm: makes a normalization of this name, if there is any.
       wide: whether a block's first convolution has its output's channels, or (but for the first block) its input's.
     """
@@ -178,6 +184,8 @@ def down_stages(
         block = f"block{number + 1}"
         halve = number < ladder.halvings
         layers.append(down_block(inputs, hidden, outputs, kernels, block, norm=norm, first=first, halve=halve))
+        for more in range(2, depth + 1):
+            layers.append(down_block(outputs, outputs, outputs, kernels, f"{block}_{more}", norm=norm))
         if side == attention and halve:
             layers.append(SelfAttention(kernels))
         inputs = outputs

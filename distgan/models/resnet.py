@@ -37,6 +37,7 @@ class Resnet:
     latent_size: int = option(128, "dimensions of the latent", minimum=1)
     generator_width: int = option(_GENERATOR_WIDTH, "256 is the papers', at every resolution", minimum=1)
     discriminator_width: int = option(_DISCRIMINATOR_WIDTH, "128 is the papers', at every resolution", minimum=1)
+    depth: int = option(1, "residual blocks of each width; the papers' is 1", minimum=1)
     attention: int = option(0, "side of the feature maps with self-attention in both networks; 0 is none", minimum=0)
     spectral_generator: bool = option(False, "spectral norm in the generator too, as in SAGAN")
     discriminator_norm: str = option(
@@ -88,7 +89,7 @@ class Resnet:
         def norm(name: str) -> Any:
             return ConditionalBatchNorm(table, name=name, **settings) if num_classes else plain(name)
 
-        stages = up_stages(ladder, widths, kernels, norm, self.attention)
+        stages = up_stages(ladder, widths, kernels, norm, self.attention, self.depth)
         layers = [*first_map(ladder.side, first, kernels), *itertools.chain(*stages)]
         return Chain([*layers, *to_image(image_shape[-1], kernels, plain)], name)
 
@@ -109,7 +110,7 @@ class Resnet:
             return BatchNorm(self.batch_norm_momentum, self.batch_norm_epsilon, name=name)
 
         normalized = norm if self.batch_dependent else None
-        blocks = down_stages(ladder, widths, image_shape[-1], kernels, self.attention, norm=normalized)
+        blocks = down_stages(ladder, widths, image_shape[-1], kernels, self.attention, self.depth, norm=normalized)
         return Chain([*blocks, Head(self.head, num_classes, kernels, self.pool)], name)
 
 
