@@ -263,7 +263,7 @@ def digits_sngan() -> dict[str, Any]:
 
 
 def digits_biggan() -> dict[str, Any]:
-    """`cifar10-biggan` on scikit-learn's digits, narrow, short and without attention: told which digit to draw, on a laptop's CPU.
+    """`cifar10-biggan` on scikit-learn's digits, narrow, short and without attention: told which digit to draw, on a CPU.
 
     `distgan train --preset=digits-biggan`. Cost: 80 kimg. Run here.
     """
