@@ -57,7 +57,7 @@ def test_plain_images_are_decoded_by_tensorflow(tmp_path, monkeypatch, kind, mod
 
 
 def mixed():
-    """One of each, and between them calls' worth of plain ones, so that some calls go one way and some the other."""
+    """One of each kind among many plain ones, so that some calls go one way and some the other."""
     turned = Image.Exif()
     turned[0x0112] = 6
     odd = [
@@ -68,7 +68,7 @@ def mixed():
         encoded("JPEG", exif=turned),
         encoded("JPEG", progressive=True),
     ]
-    return odd + [encoded(kind, mode) for kind in ("JPEG", "PNG") for mode in ("L", "RGB") for _ in range(20)]
+    return [encoded(kind, mode) for kind in ("JPEG", "PNG") for mode in ("L", "RGB") for _ in range(20)] + odd
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -81,6 +81,13 @@ def test_mixed_images(tmp_path, flip):
     assert np.array_equal(served(reader, 10), expected)
     assert any(way is None for way in ways)
     assert any(way is not None for way in ways)
+
+
+def test_images_that_are_resized_are_not_tried(tmp_path):
+    reader = reader_of(write(tmp_path / "images", [encoded("PNG") for _ in range(20)]), resolution=8, threads=2)
+    expected, _ = reader(np.arange(2 * BATCH))
+    reader.encoded = None
+    assert np.array_equal(served(reader, 2), expected)
 
 
 def broken(data):

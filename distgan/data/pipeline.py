@@ -69,7 +69,7 @@ class Reader:
 
     def encoded(self, image_numbers: np.ndarray) -> tuple[list[bytes], np.ndarray, np.ndarray] | None:
         """The same, for `decoded`: encoded images, which to mirror (bool [N]), and labels; None if one is not plain."""
-        images: Any = self.images  # Ones that have it.
+        images: Any = self.images  # Ones that look plain.
         found = images.encoded(index.dataset_indices(image_numbers, self.images.num_images, self.seed))
         return found and (found[0], self._mirrored(image_numbers), found[1])
 
@@ -184,7 +184,9 @@ def _images(reader: Reader, numbers_of: Callable[[np.ndarray], np.ndarray], thre
     def decode(encoded: tf.Tensor, mirrored: tf.Tensor, pixels: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
         def image(place: int) -> tf.Tensor:
             found = decoded(encoded[place], shape[2])
-            return tf.cond(mirrored[place], lambda: found[:, ::-1], lambda: found) if reader.data.flip else found
+            return (
+                tf.cond(mirrored[place], lambda: tf.reverse(found, [1]), lambda: found) if reader.data.flip else found
+            )
 
         def quick() -> tf.Tensor:
             return tf.stack([image(place) for place in range(per_call)])
@@ -199,5 +201,5 @@ def _images(reader: Reader, numbers_of: Callable[[np.ndarray], np.ndarray], thre
         quick = tf.data.Dataset.from_tensors(row).map(decode).ignore_errors()
         return quick.concatenate(tf.data.Dataset.from_tensors(call).map(by_pillow)).take(1).get_single_element()
 
-    to_images = by_tensorflow if hasattr(reader.images, "encoded") else by_pillow
+    to_images = by_tensorflow if getattr(reader.images, "looks_plain", False) else by_pillow
     return tf.data.Dataset.counter().map(to_images, num_parallel_calls=threads, deterministic=True)

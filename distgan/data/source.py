@@ -22,7 +22,7 @@ _LOOKS = 100  # At how many images to look for one that can be read.
 
 
 class Images(Protocol):
-    """An open data set with random access. One of encoded images can have a method `encoded` too, as `Encoded` has."""
+    """An open data set with random access. One of encoded images can have `looks_plain` and `encoded` too, as `Encoded` has."""
 
     name: str
     """For messages."""
@@ -192,6 +192,8 @@ class Encoded:
     """Images that are decoded when they are read."""
 
     images_per_call = 8
+    looks_plain: bool
+    """Whether the first readable image is `plain`: where it is not, as in all that are resized, `encoded` is not worth a try."""
 
     def __init__(
         self,
@@ -218,12 +220,14 @@ class Encoded:
         reason = ""
         for index in range(min(self.num_images, _LOOKS)):
             try:
-                height, width, channels = decode(self.entries.fetch(index), self.data, self.data.channels).shape
+                data = self.entries.fetch(index)
+                height, width, channels = decode(data, self.data, self.data.channels).shape
             except BadImage as error:
                 reason = reason or f"{self.entries.name(index)}: {error}"
                 if self.data.on_error == "fail":
                     break
                 continue
+            self.looks_plain = plain(data, (height, width, channels))
             return height, width, channels
         raise UserError(f"{self.name} holds no readable image: {reason}")
 
