@@ -35,8 +35,10 @@ class Schedule:
         if kind not in _KINDS or len(numbers) not in (2, 3):
             raise ValueError
         start, end, *kimg = map(float, numbers)
-        if kimg and not kimg[0] > 0:
+        if kimg and not 0 < kimg[0] < math.inf:
             raise ValueError
+        if start == end:
+            return cls.constant(start)
         return cls(start, end, kind, kimg[0] if kimg else None)
 
     @classmethod

@@ -48,6 +48,30 @@ class Plain:
 
 
 @dataclasses.dataclass(frozen=True)
+class Headed(Plain):
+    """Plain, with an auxiliary head that names classes, or said to have a norm that mixes images or scales kernels."""
+
+    head: str = option("auxiliary", "what the discriminator gives", choices=("logit", "auxiliary"))
+    discriminator_norm: str = option("none", "said of the discriminator", choices=("none", "batch", "spectral"))
+
+    @property
+    def batch_dependent(self):
+        return self.discriminator_norm == "batch"
+
+    def discriminator(self, image_shape, num_classes, name):
+        from keras import layers
+
+        return Chain(
+            [
+                layers.Flatten(name="flatten"),
+                layers.Dense(self.units, "tanh", name="hidden"),
+                layers.Dense(1 + num_classes if self.head == "auxiliary" else 1, name="logit"),
+            ],
+            name,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class SlowOnOne:
     """Digits that the second of several workers reads slowly."""
 

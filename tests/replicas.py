@@ -25,8 +25,11 @@ def runtime_of(config):
     return _opened[0]
 
 
-def train_variant(values, moments):
-    """Trains a variant; returns its arrays after each of the given numbers of steps."""
+def train_variant(values, moments, start=None):
+    """Trains a variant; returns its arrays after each of the given numbers of steps.
+
+    With the `start` arrays of another, it goes on with that one's weights and clock.
+    """
     from distgan.data import pipeline
     from distgan.data.source import Description
     from distgan.evaluation.sampling import Sampler
@@ -40,11 +43,14 @@ def train_variant(values, moments):
     images = config.data.source.options.open(config.data)
     state = build_state(config, Description.of(images), runtime)
     advance = compile_steps(config, state, runtime)
-    state.share(None, runtime)
+    fresh = state.arrays()
+    taken = {name: array for name, array in (start or {}).items() if name in fresh and not name.startswith("report")}
+    state.share(fresh | taken, runtime)
     check = build_check(state, runtime)
     replicas = runtime.topology.num_replicas
     reader = pipeline.Reader(images, config.data, config.seed)
-    shares = pipeline.batches(reader, 0, config.train, replicas, runtime.topology.local_replicas)
+    first_batch = int(state.images_seen.numpy()) // config.train.global_batch
+    shares = pipeline.batches(reader, first_batch, config.train, replicas, runtime.topology.local_replicas)
     iterator = runtime.distribute(shares)
     done, found = 0, []
     for moment in moments:

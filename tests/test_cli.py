@@ -17,12 +17,17 @@ from distgan.commands import train
 IMPORTS = "import sys; from distgan import cli; cli.main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["presets"], ["sample", "--help"]])
+HELP_OF_PARTS = ["train", "--objective.regularizers=r1,lecam", "--objective.augmentation=ada", "--help"]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["presets"], ["sample", "--help"], HELP_OF_PARTS])
 def test_help_imports_neither_tensorflow_nor_wandb(words):
     done = subprocess.run([sys.executable, "-c", IMPORTS, *words], capture_output=True, text=True, env=environment())
     assert done.returncode == 0
     assert not {"tensorflow", "keras", "wandb", "sklearn"} & set(done.stderr.split())
     assert "distgan" in done.stdout or "dcgan" in done.stdout or "run_dir" in done.stdout
+    for flag in ("r1.gamma=10.0", "r1.interval=1", "lecam.decay=0.99", "lecam.start_kimg=0.0", "ada.target=0.6"):
+        assert (f"--objective.{flag}" in done.stdout) == (words == HELP_OF_PARTS)
 
 
 def test_import_is_light():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, SMALL, distgan, environment, finish_all, launch, numbers, rows
 
-from distgan.objectives import LOSSES
+from distgan.objectives import AUGMENTATIONS, LOSSES, REGULARIZERS
 
 BASE = {
     "data.source": "digits",
@@ -43,6 +43,49 @@ LOSS_MODELS = {
     for loss in LOSSES.parts
     for steps in (1, 4)
     if (loss, steps) != ("relativistic_average", 4)  # Refused: its means are of the whole batch.
+}
+# Every regularizer and augmentation, in steps with several phases, with settings that move what they keep.
+MORE = {
+    "penalties": {
+        "objective.regularizers": "r1,r2,gradient_penalty,consistency,weight_clip",
+        "objective.r1.interval": 4,
+        "objective.consistency.fake_weight": 0.5,
+        "objective.weight_clip.limit": 0.12,
+        "objective.augmentation": "diffaugment",
+    },
+    "kept": {
+        "model.name": "parts:Headed",
+        "model.conditional": True,
+        "train.fake_labels": "paired",
+        "train.update_order": "alternating",
+        "train.generator_batch_multiple": 2,
+        "objective.regularizers": "lecam,orthogonal,auxiliary",
+        "objective.lecam.decay": 0.9,
+        "objective.lecam.start_kimg": 0.1,
+        "objective.orthogonal.weight": 0.01,
+        "objective.augmentation": "ada",
+        "objective.ada.start": 0.5,
+        "objective.ada.interval": 3,
+        "objective.ada.speed_kimg": 2.0,
+    },
+    "whole": {
+        "objective.regularizers": "dragan,top_k",
+        "objective.dragan.interval": 2,
+        "objective.top_k.k": "linear:20:6:0.4",
+        "objective.augmentation": "fixed",
+        "objective.fixed.p": "cosine:0.2:0.8:0.4",
+        "objective.fixed.filter": 1.0,
+        "objective.fixed.noise": 1.0,
+        "objective.fixed.cutout": 1.0,
+        "optimizer.learning_rate": "linear:0.05:0.02:0.3",
+        "optimizer.discriminator_learning_rate": 0.08,
+    },
+}
+MORE_MODELS = {
+    f"{name}-{steps}": PLAIN_MODELS[f"sgd-{steps}"] | changes
+    for name, changes in MORE.items()
+    for steps in (1, 4)
+    if (name, steps) != ("whole", 4)  # Refused, as above.
 }
 
 
@@ -77,11 +120,15 @@ def states(tmp_path_factory):
     """Layout -> every array of every variant."""
     folder = tmp_path_factory.mktemp("states")
     variants = EXACT | FLOAT32
-    more = {"mirrored-2": [f"{loss}-1" for loss in LOSSES.parts], "horovod-2": ["relativistic_average-1"]}
-    found = {"single": run("single", variants | PLAIN_MODELS | LOSS_MODELS, folder)}
+    small = PLAIN_MODELS | LOSS_MODELS | MORE_MODELS
+    more = {
+        "mirrored-2": [f"{name}-1" for name in (*LOSSES.parts, *MORE)],
+        "horovod-2": ["relativistic_average-1", "kept-1", "whole-1"],
+    }
+    found = {"single": run("single", variants | small, folder)}
     for layout in LAYOUTS:
         asked = {name: variants[name] for name in variants if (layout, name) not in LEFT_OUT}
-        found[layout] = run(layout, asked | {name: LOSS_MODELS[name] for name in more.get(layout, ())}, folder)
+        found[layout] = run(layout, asked | {name: small[name] for name in more.get(layout, ())}, folder)
     return found
 
 
@@ -136,6 +183,24 @@ def test_losses(states, loss):
         assert_same_change(states["single"], states["horovod-2"], whole, still=still)
     else:
         assert_same_change(states["single"], states["single"], whole, f"{loss}-4", still=still)
+
+
+def test_every_part_is_compared():
+    regularizers = {name for changes in MORE.values() for name in changes["objective.regularizers"].split(",")}
+    assert regularizers == set(REGULARIZERS.parts)
+    assert {"none", *(changes["objective.augmentation"] for changes in MORE.values())} == set(AUGMENTATIONS.parts)
+
+
+@pytest.mark.parametrize("variant", MORE)
+def test_regularizers_and_augmentations(states, variant):
+    one = states["single"]
+    assert_same_change(one, states["mirrored-2"], f"{variant}-1")
+    if variant in ("kept", "whole"):
+        assert_same_change(one, states["horovod-2"], f"{variant}-1")
+    if variant != "whole":
+        assert_same_change(one, one, f"{variant}-1", f"{variant}-4")
+    changed = {name for name, array in of(one, f"{variant}-1", "end").items() if name.startswith("kept:") and array}
+    assert len(changed) == {"penalties": 0, "kept": 5, "whole": 0}[variant]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -46,16 +46,35 @@ def undisturbed(tmp_path_factory):
     return run_dir
 
 
-def test_ten_and_ten_steps_are_twenty(tmp_path):
+# What is kept besides weights; ten steps end within the intervals of R1 and of ADA.
+KEEPING = (
+    "--objective.regularizers=lecam,r1",
+    "--objective.r1.interval=4",
+    "--objective.augmentation=ada",
+    "--objective.ada.start=0.5",
+    "--objective.ada.interval=3",
+    "--objective.ada.speed_kimg=1",
+    "--optimizer.learning_rate=linear:0.001:0:0.3",
+    "--optimizer.beta_2=cosine:0.9:0.99:0.2",
+    "--ema.halflife_kimg=linear:0.1:1:0.5",
+)
+
+
+@pytest.mark.parametrize("more", [(), KEEPING], ids=["plain", "keeping"])
+def test_ten_and_ten_steps_are_twenty(tmp_path, more):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    distgan("train", f"--run_dir={whole}", *RUN, length(20))
-    distgan("train", f"--run_dir={halves}", *RUN, length(10))
+    distgan("train", f"--run_dir={whole}", *RUN, *more, length(20))
+    distgan("train", f"--run_dir={halves}", *RUN, *more, length(10))
+    middle = state(halves).arrays
     # The run directory knows its config: only what changes is said again.
     distgan("train", f"--run_dir={halves}", length(20))
     assert_same_bits(whole, halves)
     by_place = {row["progress/images_seen"]: numbers(row) for row in rows(halves)}
     for row in rows(whole):
         assert by_place[row["progress/images_seen"]] == numbers(row)
+    end = state(halves).arrays
+    moved = [name for name in end if name.startswith("kept/") and not np.array_equal(middle[name], end[name])]
+    assert len(moved) == (5 if more else 0)
 
 
 def test_sigkill_at_five_moments(undisturbed, tmp_path):

@@ -45,7 +45,8 @@ def told(texts):
 
 
 @pytest.mark.parametrize(
-    ("launcher", "what"), [("horovod", "sums,wire,infinity,desync"), ("multiworker", "sums,infinity,desync")]
+    ("launcher", "what"),
+    [("horovod", "sums,wire,infinity,overflow,desync"), ("multiworker", "sums,infinity,overflow,desync")],
 )
 def test_among_workers(tmp_path, launcher, what):
     out = tmp_path / "out"

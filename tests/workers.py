@@ -3,6 +3,7 @@
 Rank 0 writes OUT when all went well.
 """
 
+import hashlib
 import sys
 from pathlib import Path
 from unittest import mock
@@ -58,16 +59,15 @@ def wire(runtime):
         assert other.wire_bytes(shares) == 12 * (2 if compression == "fp16" else 4)
 
 
-def infinity(runtime):
-    """An infinity in one worker's gradient stops all before any weight changes."""
+def poisoned_steps(runtime, values):
+    """Three steps in which one worker's last gradient, of the generator, is infinite: states around, and whether all was well."""
     from distgan.data import pipeline
     from distgan.data.source import Description
     from distgan.training.state import build_state
     from distgan.training.step import compile_steps
 
-    config = configs.build(
-        Config, {"model.width": 4, "train.global_batch": 16, "data.source": "synthetic", "data.resolution": 16}
-    )
+    small = {"model.width": 4, "train.global_batch": 16, "data.source": "synthetic", "data.resolution": 16}
+    config = configs.build(Config, small | values)
     images = config.data.source.options.open(config.data)
     state, place = build_state(config, Description.of(images), runtime), runtime.topology
     state.share(None, runtime)
@@ -83,10 +83,33 @@ def infinity(runtime):
         data = pipeline.batches(pipeline.Reader(images, config.data, config.seed), 0, config.train, *replicas)
         before = state.arrays()
         ok, _, _ = advance(runtime.distribute(data), 3)
-    after = state.arrays()
-    assert not ok.numpy()
+    return before, state.arrays(), ok.numpy()
+
+
+def infinity(runtime):
+    """An infinity in one worker's gradient stops all before any weight changes."""
+    before, after, ok = poisoned_steps(runtime, {})
+    assert not ok
     changed = [name for name in before if not np.array_equal(before[name], after[name])]
     assert not changed
+
+
+def overflow(runtime):
+    """In float16 it leaves the update out on all, which halve the scale alike; the other network goes on."""
+    devices.set_precision("mixed_float16")
+    try:
+        before, after, ok = poisoned_steps(runtime, {"precision": "mixed_float16"})
+    finally:
+        devices.set_precision("float32")
+    assert ok
+    for name in before:
+        if name.startswith(("generator/", "discriminator/")) and "moving" not in name:
+            assert np.array_equal(before[name], after[name]) == name.startswith("generator/"), name
+    found = {name: float(after[name]) for name in after if name.startswith("kept/loss_scale/")}
+    assert list(found.values()) == [2.0**15, 3.0, 2.0**12, 0.0]
+    assert after["images_seen"] == 48
+    everywhere = runtime.control.gather({name: hashlib.sha256(after[name]).hexdigest() for name in after})
+    assert all(each == everywhere[0] for each in everywhere)
 
 
 def desync(runtime):
@@ -109,6 +132,9 @@ def desync(runtime):
         check()
 
 
+CHECKS = {check.__name__: check for check in (sums, wire, infinity, overflow, desync)}
+
+
 def main(what, out):
     devices.silence(0)
     workers = topology.find_workers(topology.read_environment())
@@ -119,7 +145,7 @@ def main(what, out):
         line.at("checking", 0, patient=True)
         assert line.gather([runtime.topology.rank]) == [[rank] for rank in range(workers.world_size)]
         for each in what.split(","):
-            {"sums": sums, "wire": wire, "infinity": infinity, "desync": desync}[each](runtime)
+            CHECKS[each](runtime)
     except BaseException as error:
         raise line.fail(error) from error
     runtime.close()

@@ -168,11 +168,12 @@ class Line(Control):
         self._loop.close()
 
     def _send(self, message: dict[str, Any]) -> None:
-        """From any thread."""
+        """From any thread, which hears of what cannot be said."""
+        line = encode(message)
 
         def write() -> None:
             if self._writer and not self._writer.is_closing():
-                self._writer.write(encode(message))
+                self._writer.write(line)
 
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(write)

@@ -16,6 +16,7 @@ from distgan import __version__
 from distgan import config as configs
 from distgan.config import Config
 from distgan.errors import UserError
+from distgan.schedules import Schedule
 
 _RECORDED = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "wandb")
 
@@ -90,10 +91,20 @@ def differences(old: Mapping[str, Any], config: Config) -> Iterator[str]:
     entries = {entry.name: entry for entry in configs.entries(config)}
     # A run of before there was a field went by the field's default.
     old = {**configs.flatten(configs.build(Config, old)), **old}
+    by_length = [f"{name}={entry.plain}" for name, entry in entries.items() if takes_whole_run(entry.value)]
     for name in sorted(old.keys() | entries.keys()):
-        before, after = old.get(name), entries[name].value if name in entries else None
-        if before != after and not (name in entries and entries[name].may_change):
+        before, after = old.get(name), entries[name].plain if name in entries else None
+        if before == after:
+            continue
+        if name == "train.total_kimg" and by_length:
+            yield f"{name}={before} (now {after}), the length of {by_length[0]}"
+        elif not (name in entries and entries[name].may_change):
             yield f"{name}={before} (now {after})"
+
+
+def takes_whole_run(value: Any) -> bool:
+    """Whether the value of a field is a schedule whose numbers depend on the length of the run."""
+    return isinstance(value, Schedule) and value.takes_whole_run
 
 
 def read_config(path: Path) -> dict[str, Any]:
