@@ -1,8 +1,31 @@
-"""`python -m distgan` is the command `distgan`."""
+"""`python -m distgan`, and the command `distgan`."""
 
+import atexit
+import contextlib
+import os
 import sys
+import traceback
 
 from distgan.cli import main
 
+
+def run() -> None:
+    """Runs one command and ends the process with its exit code.
+
+    It ends here, and not at the interpreter's leisure: that ends the threads that wait for Python's lock, TensorFlow's pipeline
+    among them, and then would wait for ever for the pipeline to be done.
+    """
+    try:
+        code = main()
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):  # Its reader left.
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -35,7 +35,7 @@ def run(options: Options, name: str = "") -> None:
         print(json.dumps(configs.flatten(configs.build(Config, values)), indent=1))
     else:
         for each, function in presets.PRESETS.items():
-            print(f"{each:<16} {_summary(function)}")
+            print(f"{each:<28} {_summary(function)}")
 
 
 def _parts() -> Iterator[str]:
