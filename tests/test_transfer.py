@@ -56,7 +56,7 @@ def test_standing_statistics():
     generator = build_network(config, description, "generator", "generator_ema")
     sampler = Sampler(config, generator, description)
     names = [variable.path for variable in generator.non_trainable_variables]
-    found = dict(zip(names, sampler._statistics(), strict=True))
+    found = dict(zip(names, sampler.statistics(), strict=True))
     latents = seeds.normal(seeds.key(0, "standing/latents"), tf.constant(0, tf.int64), 1024, (100,)).numpy()
     project = generator.chain[0].kernel.numpy()
     # The first batch norm sees latents times a matrix.

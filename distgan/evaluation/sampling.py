@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from distgan.config import Config
 from distgan.data.source import Description
 from distgan.models.layers import Pass
 
-_CHUNK = 64  # Every batch has this size, so that the count does not change a rounding.
-_STANDING_IMAGES = 16 * _CHUNK  # Whose moments, batch by batch, are averaged to standing statistics.
+CHUNK = 64
+"""Images that a generator makes at once, always, so that the count does not change a rounding."""
+_STANDING_IMAGES = 16 * CHUNK  # Whose moments, batch by batch, are averaged to standing statistics.
 _GRID_SIDE = 8
 _SEPARATOR = 64  # The gray of the line between two pictures.
 _CAPTION_PIXELS = 12
@@ -31,48 +33,60 @@ class Sampler:
         self.generator = generator
         self.num_classes = len(description.label_counts) if config.model.conditional else 0
         self.standing = config.ema.statistics == "standing"
-        latent_size = config.model.name.options.latent_size
+        self.latent_size = config.model.name.options.latent_size
+        self._chunk = tf.function(self.images, reduce_retracing=True)
+        self._observe = tf.function(self._observed, reduce_retracing=True)
 
-        def latents(key: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
-            return tf.cast(seeds.normal(key, first, _CHUNK, (latent_size,)), generator.variable_dtype)
-
-        @tf.function(reduce_retracing=True)
-        def chunk(key: tf.Tensor, first: tf.Tensor, labels: tf.Tensor, statistics: list[tf.Tensor]) -> tf.Tensor:
-            trained = [tf.convert_to_tensor(variable.value) for variable in generator.trainable_variables]
-            images, _ = generator.stateless_call(trained, statistics, latents(key, first), labels=labels)
-            return to_uint8(images)
-
-        @tf.function(reduce_retracing=True)
-        def observe(key: tf.Tensor, first: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
-            context = Pass.alone(lambda kind, name, shape: tf.zeros([_CHUNK, *shape]))
-            generator(latents(key, first), labels=labels, context=context)
-            return {update.variable.path: update.value for update in context.updates if update.momentum}
-
-        self._chunk, self._observe = chunk, observe
-
-    def _statistics(self) -> list[tf.Tensor]:
-        """The generator's variables that are not trained, as images shall be drawn with."""
-        found = {v.path: tf.convert_to_tensor(v.value) for v in self.generator.non_trainable_variables}
-        if self.standing:
-            key, batches = tf.constant(seeds.key(0, "standing/latents"), tf.uint64), []
-            for first in range(0, _STANDING_IMAGES, _CHUNK):
-                labels = tf.constant(self.labels(range(first, first + _CHUNK)))
-                batches.append(self._observe(key, tf.constant(first, tf.int64), labels))
-            found |= {path: tf.add_n([each[path] for each in batches]) / len(batches) for path in batches[0]}
-        return list(found.values())
-
-    def __call__(self, seed: int, numbers: range, label: int | None = None) -> np.ndarray:
+    def __call__(self, seed: int, numbers: range, label: int | None = None, truncation: float = 0.0) -> np.ndarray:
         """uint8 [N, H, W, C]: the images of sample numbers `numbers` (contiguous, from 0 on) of a seed.
 
         Of a conditional generator they are of class `label`, or of `labels(numbers)`.
         """
-        key, statistics = tf.constant(seeds.key(seed, "sample/latents"), tf.uint64), self._statistics()
-        start = numbers.start // _CHUNK * _CHUNK
+        key, statistics = latents_key(seed), self.statistics()
+        start = numbers.start // CHUNK * CHUNK
         chunks = []
-        for first in range(start, numbers.stop, _CHUNK):
-            labels = self.labels(range(first, first + _CHUNK), label)
-            chunks.append(self._chunk(key, tf.constant(first, tf.int64), tf.constant(labels), statistics).numpy())
+        for first in range(start, numbers.stop, CHUNK):
+            labels = tf.constant(self.labels(range(first, first + CHUNK), label))
+            latents = self.latents(key, tf.constant(first, tf.int64), truncation)
+            chunks.append(self._chunk(latents, labels, statistics).numpy())
         return np.concatenate(chunks)[numbers.start - start : numbers.stop - start]
+
+    def latents(self, key: tf.Tensor, first: tf.Tensor, truncation: float = 0.0) -> tf.Tensor:
+        """float32 [CHUNK, Z]: the latents of sample numbers first, first + 1, ...
+
+        With a `truncation` t above 0 each number is that of the normal distribution cut to [-t, t] at the same quantile (Brock et
+        al. 2019, section 3.1, draw anew what lies outside: the same distribution), so that images change smoothly with t.
+        """
+        latents = seeds.normal(key, first, CHUNK, (self.latent_size,))
+        if truncation:
+            mass = math.erf(truncation / math.sqrt(2))
+            latents = math.sqrt(2) * tf.math.erfinv(mass * tf.math.erf(latents / math.sqrt(2)))
+        return latents
+
+    def images(self, latents: tf.Tensor, labels: tf.Tensor, statistics: Sequence[tf.Tensor]) -> tf.Tensor:
+        """uint8 [N, H, W, C] of latents float32 [N, Z] and classes int32 [N]; `statistics` are `statistics()`."""
+        generator = self.generator
+        trained = [tf.convert_to_tensor(variable.value) for variable in generator.trainable_variables]
+        latents = tf.cast(latents, generator.variable_dtype)
+        images, _ = generator.stateless_call(trained, list(statistics), latents, labels=labels)
+        return to_uint8(images)
+
+    def statistics(self) -> list[tf.Tensor]:
+        """The generator's variables that are not trained, as images shall be drawn with."""
+        found = {v.path: tf.convert_to_tensor(v.value) for v in self.generator.non_trainable_variables}
+        if self.standing:
+            key, batches = tf.constant(seeds.key(0, "standing/latents"), tf.uint64), []
+            for first in range(0, _STANDING_IMAGES, CHUNK):
+                labels = tf.constant(self.labels(range(first, first + CHUNK)))
+                batches.append(self._observe(self.latents(key, tf.constant(first, tf.int64)), labels))
+            found |= {path: tf.add_n([each[path] for each in batches]) / len(batches) for path in batches[0]}
+        return list(found.values())
+
+    def _observed(self, latents: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+        """What the generator's batch norms see of these, by their variables' paths."""
+        context = Pass.alone(lambda kind, name, shape: tf.zeros([CHUNK, *shape]))
+        self.generator(tf.cast(latents, self.generator.variable_dtype), labels=labels, context=context)
+        return {update.variable.path: update.value for update in context.updates if update.momentum}
 
     def labels(self, numbers: range, label: int | None = None) -> np.ndarray:
         """int32 [N]: the classes of samples, each in turn where none is chosen; zeros of an unconditional generator."""
@@ -82,6 +96,11 @@ class Sampler:
     def captions(self, labels: np.ndarray) -> list[str]:
         """The classes' names, for a grid; none for an unconditional generator."""
         return [self.description.label_name(label) for label in labels.tolist()] if self.num_classes else []
+
+
+def latents_key(seed: int) -> tf.Tensor:
+    """The key of a seed's latents, uint64."""
+    return tf.constant(seeds.key(seed, "sample/latents"), tf.uint64)
 
 
 def to_uint8(images: tf.Tensor) -> tf.Tensor:

@@ -127,6 +127,14 @@ class Runtime:
 
         return lambda iterator, count: steps(iterator, tf.constant(count, tf.int64))
 
+    def each(self, function: Callable[[tf.Tensor], tf.Tensor]) -> list[tf.Tensor]:
+        """Runs a function of the replica's number (int64 scalar) on every replica; the results of the local ones, in order."""
+        return [function(tf.constant(self.topology.rank, tf.int64))]
+
+    def total(self, arrays: Sequence[np.ndarray], name: str) -> list[np.ndarray]:
+        """The sums of host arrays over all workers; all call it at the same places, with arrays of the same shapes."""
+        return list(arrays)
+
     def local(self, value: Any) -> Sequence[Any]:
         """The values that this worker's replicas hold."""
         return (value,)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from distgan.runtime.base import Runtime, Step
@@ -87,6 +88,27 @@ class DistributedRuntime(Runtime):
             if self.topology.world_size > 1 and replica == self.topology.local_replicas.start:
                 timed = stack.enter_context(self.timing(tensors))
             return timed(list(context.all_reduce(tf.distribute.ReduceOp.SUM, list(tensors))))
+
+    def each(self, function: Callable[[tf.Tensor], tf.Tensor]) -> list[tf.Tensor]:
+        def of_replica() -> tf.Tensor:
+            number = tf.distribute.get_replica_context().replica_id_in_sync_group
+            return function(tf.cast(number, tf.int64))
+
+        return list(self.local(self.strategy.run(of_replica)))
+
+    def total(self, arrays: Sequence[np.ndarray], name: str) -> list[np.ndarray]:
+        if self.topology.world_size == 1:
+            return list(arrays)
+
+        def of_replica(*tensors: tf.Tensor) -> list[tf.Tensor]:
+            number = tf.distribute.get_replica_context().replica_id_in_sync_group
+            first = tf.equal(number, self.topology.local_replicas.start)
+            return self.sum([tf.where(first, tensor, tf.zeros_like(tensor)) for tensor in tensors], name)
+
+        summed = tf.function(lambda *tensors: self.strategy.run(of_replica, args=tensors), autograph=False)(
+            *map(tf.constant, arrays)
+        )
+        return [self.local(tensor)[0].numpy() for tensor in summed]
 
     def broadcast(self, variables: Sequence[tf.Variable]) -> None:
         def of_the_first() -> None:

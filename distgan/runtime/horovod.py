@@ -11,6 +11,7 @@ import socket
 from collections.abc import Sequence
 from importlib import metadata
 
+import numpy as np
 import tensorflow as tf
 
 from distgan.errors import UserError
@@ -88,6 +89,11 @@ class HorovodRuntime(Runtime):
             part_name = f"{name}/gradients{number}"
             reduced += hvd.grouped_allreduce(part, op=hvd.Sum, compression=self.compression, name=part_name)
         return [*reduced, *self.sum([measured], f"{name}/measured")]
+
+    def total(self, arrays: Sequence[np.ndarray], name: str) -> list[np.ndarray]:
+        return [
+            tensor.numpy() for tensor in hvd.grouped_allreduce(list(map(tf.constant, arrays)), op=hvd.Sum, name=name)
+        ]
 
     def wire_bytes(self, gradients: Sequence[tf.Tensor]) -> int:
         if self.compression is hvd.Compression.none:
