@@ -12,6 +12,16 @@ SMALL = ("--preset=cifar10-dcgan", "--model.width=4", "--train.global_batch=16")
     ("flags", "keys"),
     [
         (("--what=step", "--blocks=2", "--block_seconds=0.1"), ("ratio", "images_per_second", "blocks")),
+        (
+            (
+                "--what=parts",
+                "--blocks=1",
+                "--block_seconds=0.1",
+                "--objective.regularizers=r1",
+                "--objective.r1.interval=2",
+            ),
+            ("milliseconds", "whole_step"),
+        ),
         (("--what=startup",), ("seconds_to_first_step",)),
         (("--what=memory",), ("peak_gib", "estimated_replica_gib")),
         (("--what=data", "--blocks=1", "--block_seconds=0.5"), ("sources",)),

@@ -133,6 +133,10 @@ class Counting:
         self.read_indices += indices.tolist()
         return self.images.read(indices)
 
+    def encoded(self, indices):
+        self.read_indices += indices.tolist()
+        return self.images.encoded(indices)
+
 
 def test_a_late_start_reads_no_more(digits):
     counts = []

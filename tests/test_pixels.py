@@ -4,13 +4,15 @@ import io
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from distgan.config import DataConfig
 from distgan.data import pixels
-from distgan.data.pixels import BadImage, decode
+from distgan.data.pipeline import decoded
+from distgan.data.pixels import BadImage, decode, plain
 
 RANDOM = np.random.default_rng(0)
 COLOUR = RANDOM.integers(0, 256, (6, 6, 3), dtype=np.uint8)
@@ -118,6 +120,74 @@ WHOLE = {
 }
 
 
+LARGE = np.asarray(Image.fromarray(COLOUR).resize((64, 64)))
+CLEAR = np.concatenate([COLOUR, ALPHA], axis=2)
+UPRIGHT, TURNED = Image.Exif(), Image.Exif()
+UPRIGHT[0x0112], TURNED[0x0112] = 1, 3
+PLAIN = {
+    "png": encoded(COLOUR),
+    "png of gray": encoded(GRAY),
+    "png with a resolution": encoded(COLOUR, dpi=(72, 72)),
+    "jpeg of gray": encoded(LARGE[..., 0], "JPEG"),
+    "jpeg with a profile": encoded(LARGE, "JPEG", icc_profile=b"profile", comment="comment"),
+    "jpeg with restarts": encoded(LARGE, "JPEG", restart_marker_blocks=2),
+    "jpeg upright": encoded(LARGE, "JPEG", exif=UPRIGHT),
+    **{
+        f"jpeg {quality} {sampling}": encoded(LARGE, "JPEG", quality=quality, subsampling=sampling)
+        for quality in (20, 75, 100)
+        for sampling in ("4:4:4", "4:2:2", "4:2:0")
+    },
+    "jpeg of odd size": encoded(LARGE[:61, :61], "JPEG"),
+    "jpeg of rgb": encoded(LARGE, "JPEG", keep_rgb=True),
+}
+OTHER = {
+    "png with alpha": encoded(CLEAR),
+    "png with transparency": encoded(COLOUR, transparency=(0, 0, 0)),
+    "palette": encoded(Image.fromarray(COLOUR).convert("P")),
+    "two colours": encoded(Image.fromarray(GRAY > 127)),
+    "16 bits": encoded(GRAY.astype(np.uint16) * 256 + 77),
+    "png turned": encoded(COLOUR, exif=TURNED),
+    "jpeg turned": encoded(LARGE, "JPEG", exif=TURNED),
+    "progressive": encoded(LARGE, "JPEG", progressive=True),
+    "cmyk": encoded(Image.fromarray(LARGE).convert("CMYK"), "JPEG"),
+    "webp": encoded(COLOUR, "WEBP"),
+    "cut jpeg": encoded(LARGE, "JPEG")[:-9],
+    "cut png": encoded(COLOUR)[:-9],
+    "header": encoded(LARGE, "JPEG")[:30],
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_images_are_decoded_alike(name):
+    data = PLAIN[name]
+    expected = decode(data, DataConfig(), 3)
+    assert plain(data, expected.shape)
+    assert np.array_equal(decoded(data, 3).numpy(), expected)
+    side = len(expected)
+    assert not plain(data, (side, side + 1, 3))
+    assert not plain(data, (side - 1, side, 3))
+    assert plain(data, (side, side, 1)) == ("gray" in name)
+    if "gray" in name:
+        assert np.array_equal(decoded(data, 1).numpy(), decode(data, DataConfig(), 1))
+
+
+def test_plain_images_with_alpha():
+    data = encoded(CLEAR)
+    assert plain(data, CLEAR.shape)
+    assert np.array_equal(decoded(data, 4).numpy(), decode(data, DataConfig(), 4))
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_other_images_are_not_plain(name):
+    assert not any(plain(OTHER[name], (side, side, channels)) for side in (6, 64) for channels in (1, 3))
+
+
+def test_a_damaged_chunk_is_not_plain():
+    data = bytearray(PLAIN["png with a resolution"])
+    data[data.index(b"pHYs") + 5] ^= 1
+    assert not plain(bytes(data), COLOUR.shape)
+
+
 @settings(max_examples=1000, deadline=None)
 @given(st.sampled_from(sorted(WHOLE)), st.data())
 def test_mutated_images(kind, data):
@@ -139,6 +209,13 @@ def test_mutated_images(kind, data):
         found = decode(bytes(broken), DataConfig(resolution=4), 3)
     except BadImage as error:
         reason = str(error)
+    shape = (24, 24, 3) if kind == "jpeg" else COLOUR.shape
+    if plain(bytes(broken), shape):
+        try:
+            quick = decoded(bytes(broken), 3).numpy()
+        except tf.errors.InvalidArgumentError:
+            quick = None
+        assert quick is None or np.array_equal(quick, decode(bytes(broken), DataConfig(), 3))
     if reason is None:
         assert found.shape == (4, 4, 3)
         assert found.dtype == np.uint8

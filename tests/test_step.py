@@ -35,6 +35,19 @@ def test_compiled_and_mixed_steps_are_near(change):
         assert 0 < difference < (1e-3 if "jit_compile" in change else 0.2) * norm(before, plain, network)
 
 
+PENALTIES = "r1,r2,gradient_penalty,dragan,lecam,consistency,orthogonal,top_k"
+
+
+def test_compiled_penalties_are_near():
+    """Second-order gradients under XLA, those of lazy phases too."""
+    terms = {"objective.regularizers": PENALTIES, "objective.top_k.k": 8, "objective.dragan.interval": 2}
+    small = {"optimizer.learning_rate": 0.01, "objective.augmentation": "ada", "objective.ada.start": 0.5}
+    before, plain = train_variant(BASE | SGD | terms | small, (0, 3))
+    _, compiled = train_variant(BASE | SGD | terms | small | {"jit_compile": True}, (0, 3))
+    for network in ("generator", "discriminator"):
+        assert norm(plain, compiled, network) < 1e-3 * norm(before, plain, network)
+
+
 def test_divergence(tmp_path):
     run_dir = tmp_path / "run"
     words = ["train", f"--run_dir={run_dir}", "--tracking.wandb=disabled", "--model.width=4", "--train.global_batch=16"]

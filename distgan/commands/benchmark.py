@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from distgan import config as configs
-from distgan import presets
+from distgan import presets, registry
 from distgan.commands.train import open_images
 from distgan.config import Config, Part, option
 from distgan.data.arrays import Synthetic
 from distgan.data.source import Description
 from distgan.errors import UserError
+from distgan.objectives import LOSSES
 from distgan.runtime import devices, topology
 
 _STARTUP_LIMIT_SECONDS = 600
@@ -36,8 +37,9 @@ class Options(Config):
     what: str = option(
         "step",
         "rate beside a hand-written loop; process start to first step; peak memory; rate with and without the "
-        "gradients' reduction; reductions by size, with a projection to more replicas; reading and decoding images",
-        choices=("step", "startup", "memory", "reduction", "allreduce", "data"),
+        "gradients' reduction; reductions by size, with a projection to more replicas; reading and decoding images; a "
+        "step's cost by part",
+        choices=("step", "startup", "memory", "reduction", "allreduce", "data", "parts"),
     )
     blocks: int = option(10, "alternating blocks of each loop (step, reduction)", minimum=1)
     block_seconds: float = option(3.0, "about how long a block takes (step, reduction)", above=0)
@@ -60,7 +62,7 @@ def run(options: Options) -> int:
         from distgan.commands import loading
 
         result = loading.loading(asked, options.blocks, options.block_seconds)
-    elif options.what in ("reduction", "allreduce"):
+    elif options.what in ("reduction", "allreduce", "parts"):
         return _among_workers(options, config)
     else:
         devices.silence(options.verbosity)
@@ -80,9 +82,11 @@ def _among_workers(options: Options, config: Config) -> int:
         train = config.train
         topology.split_batch(train.global_batch, runtime.topology.num_replicas, train.accumulation_steps)
         line.at("measuring", 0, patient=True)
-        from distgan.commands import scaling
+        from distgan.commands import parts, scaling
 
-        if options.what == "reduction":
+        if options.what == "parts":
+            result = parts.parts(config, images, runtime, options.blocks, options.block_seconds)
+        elif options.what == "reduction":
             result = scaling.reduction(config, images, runtime, options.blocks, options.block_seconds)
         else:
             result = scaling.allreduce(config, images, runtime)
@@ -142,10 +146,18 @@ def _open(config: Config) -> _Opened:
 
 
 def _step(config: Config, blocks: int, block_seconds: float) -> dict[str, Any]:
-    if config.train.update_order != "simultaneous" or config.train.accumulation_steps != 1 or config.model.conditional:
+    train, objective = config.train, config.objective
+    if (
+        train.update_order != "simultaneous"
+        or train.accumulation_steps != 1
+        or config.model.conditional
+        or objective.regularizers
+        or objective.augmentation.name != "none"
+        or registry.resolve(LOSSES, objective.loss.name).opposed
+    ):
         raise UserError(
-            "--what=step compares with a loop for --train.update_order=simultaneous, --train.accumulation_steps=1 and "
-            "--nomodel.conditional"
+            "--what=step compares with a loop for --train.update_order=simultaneous, --train.accumulation_steps=1, "
+            "--nomodel.conditional, no regularizers, no augmentation and no relativistic average; --what=parts measures any"
         )
     opened = _open(config)
     if opened.runtime.topology.num_replicas > 1:
@@ -179,16 +191,15 @@ def _hand_written(config: Config, images: Any) -> Callable[[int], None]:
     import numpy as np
     import tensorflow as tf
 
-    from distgan import registry
     from distgan.models.layers import Pass
-    from distgan.objectives import LOSSES
     from distgan.training.state import build_network
 
     loss, batch = registry.resolve(LOSSES, config.objective.loss.name), config.train.global_batch
     generator = build_network(config, Description.of(images), "generator", "generator")
     discriminator = build_network(config, Description.of(images), "discriminator", "discriminator")
     optimizer_type = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}[config.optimizer.name.name]
-    optimizers = [optimizer_type(**dataclasses.asdict(config.optimizer.name.options)) for _ in range(2)]
+    rates = {name: rate.start for name, rate in config.optimizer.name.options.rates("generator").items()}
+    optimizers = [optimizer_type(**rates) for _ in range(2)]
     networks = [generator, discriminator]
     for optimizer, network in zip(optimizers, networks, strict=True):
         optimizer.build(network.trainable_variables)

@@ -24,6 +24,14 @@ LIMIT = 1e-8
 """Largest relative difference of a change that rounding may explain in float64; a wrong factor makes it 1 or so."""
 _STEPS = 5
 _IMAGES_PER_REPLICA = 4
+# Of whichever model has such an option; 12 splits into the chunks of all that split it.
+_SMALL = {
+    "model.width": 8,
+    "model.generator_width": 4,
+    "model.discriminator_width": 4,
+    "model.latent_size": 12,
+    "model.attention": 8,
+}
 
 
 def base_config(values: dict[str, Any]) -> Config:
@@ -56,16 +64,18 @@ class Difference:
 
 
 def differences(config: Config, runtime: Runtime) -> dict[str, Difference]:
-    """Trains every model, also conditional and with every loss that sums over replicas, on these replicas and on one.
+    """Trains every model, also conditional, and every loss that sums over replicas, on these replicas and on one.
 
     Returns:
       `model loss` -> what differs; empty but on the primary.
     """
     found = {}
     crossing = [loss for loss in LOSSES.parts if registry.resolve(LOSSES, loss).opposed]
-    unconditional = [(model, loss, False) for model in MODELS.parts for loss in ("non_saturating", *crossing)]
-    for model, loss, conditional in [*unconditional, *((model, "non_saturating", True) for model in MODELS.parts)]:
-        changes = {"model.name": model, "objective.loss": loss, "model.conditional": conditional, "model.width": 8}
+    cases = [(model, "non_saturating", conditional) for model in MODELS.parts for conditional in (False, True)]
+    for model, loss, conditional in [*cases, *(("dcgan", loss, False) for loss in crossing)]:
+        head = "projection" if conditional else "none"
+        changes = {"model.name": model, "objective.loss": loss, "model.conditional": conditional, "model.head": head}
+        changes |= _SMALL
         changes["train.global_batch"] = _IMAGES_PER_REPLICA * runtime.topology.num_replicas
         case = configs.build(Config, {**configs.flatten(config), **changes})
         many = _train(case, runtime)

@@ -179,28 +179,48 @@ def describe(config: Config, images: Images, runtime: Any) -> None:
 
 
 def _train(config: Config, images: Images, runtime: Any) -> None:
+    from distgan.training.state import build_state
+
     primary = runtime.topology.is_primary
+    runtime.control.at("building the networks", 0, patient=True)
+    state = build_state(config, Description.of(images), runtime)
+    if primary and config.init_from:
+        _start_from(config, state)
     directory = RunDir(Path(config.run_dir), config, images.fingerprint) if primary else None
     try:
-        _train_in(directory, config, images, runtime)
+        _train_in(directory, config, images, runtime, state)
     finally:
         if directory:
             directory.close()
 
 
-def _train_in(directory: RunDir | None, config: Config, images: Images, runtime: Any) -> None:
+def _start_from(config: Config, state: Any) -> None:
+    """Takes the networks' weights from the newest checkpoint of --init_from.
+
+    Raises:
+      UserError: there is none, or its networks are not these.
+    """
+    from distgan.training import checkpoint
+
+    saved = checkpoint.newest(Path(config.init_from) / "checkpoints")
+    if saved is None:
+        raise UserError(f"--init_from={config.init_from} holds no run with a checkpoint")
+    try:
+        state.load_networks(saved.arrays)
+    except ValueError as error:
+        raise UserError(f"--init_from={config.init_from} has other networks: {error}") from None
+
+
+def _train_in(directory: RunDir | None, config: Config, images: Images, runtime: Any, state: Any) -> None:
     from distgan.data.pipeline import Reader
     from distgan.tracking.tracker import JsonLines, Sink, Tracker
     from distgan.tracking.wandb_run import open_wandb
     from distgan.training import checkpoint, loop
-    from distgan.training.state import build_state
 
     path, alone = Path(config.run_dir), runtime.topology.world_size == 1
     if alone:
         console.log_to(path / "log.txt")
-    runtime.control.at("building the networks", 0, patient=True)
     with loop.Stop().watching() as stop:
-        state = build_state(config, Description.of(images), runtime)
         saved = checkpoint.newest(directory.checkpoints) if directory else None
         state.share(saved.arrays if saved else None, runtime)
         seen, total = int(state.images_seen.numpy()), configs.images(config.train.total_kimg)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,9 +63,20 @@ class Reader:
             self.error = self.error or error
             raise
         if self.data.flip:
-            mirrored = seeds.bits(seeds.key(self.seed, "flip"), image_numbers) >> np.uint64(63) == 1
+            mirrored = self._mirrored(image_numbers)
             pixels[mirrored] = pixels[mirrored][:, :, ::-1]
         return pixels, labels
+
+    def encoded(self, image_numbers: np.ndarray) -> tuple[list[bytes], np.ndarray, np.ndarray] | None:
+        """The same, for `decoded`: encoded images, which to mirror (bool [N]), and labels; None if one is not plain."""
+        images: Any = self.images  # Ones that look plain.
+        found = images.encoded(index.dataset_indices(image_numbers, self.images.num_images, self.seed))
+        return found and (found[0], self._mirrored(image_numbers), found[1])
+
+    def _mirrored(self, image_numbers: np.ndarray) -> np.ndarray:
+        if not self.data.flip:
+            return np.zeros(len(image_numbers), bool)
+        return seeds.bits(seeds.key(self.seed, "flip"), image_numbers) >> np.uint64(63) == 1
 
     def _read(self, image_numbers: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:
@@ -95,6 +107,18 @@ class Reader:
             )
 
 
+def decoded(encoded: tf.Tensor, channels: int) -> tf.Tensor:
+    """uint8 [H, W, channels] of one `plain` image, the same as Pillow's.
+
+    Raises:
+      InvalidArgumentError: it is broken.
+    """
+    if channels == 4:
+        return tf.io.decode_png(encoded, channels)
+    # It takes PNGs, too. Pillow's DCT is the accurate one; TensorFlow's default is not.
+    return tf.io.decode_jpeg(encoded, channels, dct_method="INTEGER_ACCURATE")
+
+
 def batches(
     reader: Reader, first_batch: int, train: TrainConfig, num_replicas: int, replicas: range
 ) -> tf.data.Dataset:
@@ -115,22 +139,16 @@ def batches(
     per_call, shape = reader.images.images_per_call, reader.images.shape
     start = first_batch * steps * size * len(replicas)
 
-    def read(call: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def numbers_of(call: np.ndarray) -> np.ndarray:
         places = np.arange(per_call, dtype=np.int64) + (start + int(call) * per_call)
-        numbers = index.dealt(places, train.global_batch, steps, num_replicas, replicas)
-        return *reader(numbers), numbers
-
-    def to_images(call: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        found = tf.numpy_function(read, [call], [tf.uint8, tf.int32, tf.int64], stateful=False)
-        known = ([per_call, *shape], [per_call], [per_call])
-        return tuple(tf.ensure_shape(each, its) for each, its in zip(found, known, strict=True))
+        return index.dealt(places, train.global_batch, steps, num_replicas, replicas)
 
     def to_batch(pixels: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor) -> Batch:
         each = [steps, size]
         return Batch(tf.reshape(pixels, [*each, *shape]), tf.reshape(labels, each), tf.reshape(numbers, each)[:, 0])
 
     threads = reader.data.threads or (os.cpu_count() or 1)
-    images = tf.data.Dataset.counter().map(to_images, num_parallel_calls=threads, deterministic=True)
+    images = _images(reader, numbers_of, threads)
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.experimental_optimization.inject_prefetch = False
@@ -138,3 +156,50 @@ def batches(
     # Said again after rebatch: where an end may come, tf.distribute expects a last batch of any size.
     shares = shares.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     return shares.prefetch(2 * len(replicas)).with_options(options)
+
+
+def _images(reader: Reader, numbers_of: Callable[[np.ndarray], np.ndarray], threads: int) -> tf.data.Dataset:
+    """Endless calls, in order: pixels (uint8 [N, H, W, C]), labels (int32 [N]) and image numbers (int64 [N]) of each."""
+    per_call, shape = reader.images.images_per_call, reader.images.shape
+
+    def read(call: np.ndarray) -> tuple[np.ndarray, ...]:
+        numbers = numbers_of(call)
+        return *reader(numbers), numbers
+
+    def of_known_shape(*found: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        known = ([per_call, *shape], [per_call], [per_call])
+        return tuple(tf.ensure_shape(each, its) for each, its in zip(found, known, strict=True))
+
+    def by_pillow(call: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return of_known_shape(*tf.numpy_function(read, [call], [tf.uint8, tf.int32, tf.int64], stateful=False))
+
+    def fetch_or_read(call: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Encoded images and which are mirrored; or the call's pixels, where an image is not plain. The others are empty."""
+        numbers = numbers_of(call)
+        if found := reader.encoded(numbers):
+            encoded, mirrored, labels = found
+            return np.array(encoded, object), mirrored, np.empty((0, *shape), np.uint8), labels, numbers
+        return np.empty(0, object), np.empty(0, bool), *reader(numbers), numbers
+
+    def decode(encoded: tf.Tensor, mirrored: tf.Tensor, pixels: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def image(place: int) -> tf.Tensor:
+            found = decoded(encoded[place], shape[2])
+            return (
+                tf.cond(mirrored[place], lambda: tf.reverse(found, [1]), lambda: found) if reader.data.flip else found
+            )
+
+        def quick() -> tf.Tensor:
+            return tf.stack([image(place) for place in range(per_call)])
+
+        return of_known_shape(tf.cond(tf.size(encoded) > 0, quick, lambda: pixels), *rest)
+
+    def by_tensorflow(call: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        # One function for both, because each waits for Python's lock anew.
+        kinds = [tf.string, tf.bool, tf.uint8, tf.int32, tf.int64]
+        row = tuple(tf.numpy_function(fetch_or_read, [call], kinds, stateful=False))
+        # The error of an operation can be caught in a dataset only; then Pillow reads the call, or says what is wrong.
+        quick = tf.data.Dataset.from_tensors(row).map(decode).ignore_errors()
+        return quick.concatenate(tf.data.Dataset.from_tensors(call).map(by_pillow)).take(1).get_single_element()
+
+    to_images = by_tensorflow if getattr(reader.images, "looks_plain", False) else by_pillow
+    return tf.data.Dataset.counter().map(to_images, num_parallel_calls=threads, deterministic=True)

@@ -1,11 +1,17 @@
-"""From the bytes of an image file to uint8 pixels, by Pillow: one path for training, `prepare` and evaluation."""
+"""From the bytes of an image file to uint8 pixels, by Pillow: for training, `prepare` and evaluation.
+
+The training pipeline decodes by TensorFlow's own operation where that gives the same pixels; `plain` says where.
+"""
 
 from __future__ import annotations
 
+import functools
 import io
+import struct
+import zlib
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import ExifTags, Image, ImageColor, ImageOps
 
 from distgan.config import DataConfig
 
@@ -16,6 +22,22 @@ MOST_PIXELS = 2**26
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _GRAY = ("1", "L", "F", *_SIXTEEN_BITS)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_COLOURS = {1: (0,), 3: (0, 2), 4: (6,)}  # Channels wanted -> colour types: 0 gray, 2 RGB, 6 RGBA.
+_PNG_CHUNK = struct.Struct(">I4s")
+_PNG_PASSED_OVER = (b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"sBIT", b"tIME")
+_JPEG_COMPONENTS = {
+    1: (1,),
+    3: (1, 3),
+}  # Channels wanted -> components. Pillow's gray of colour is not the Y component.
+_JPEG_SEGMENT = struct.Struct(">BBH")
+_JPEG_FRAME = struct.Struct(">BHHB")
+# Baseline and extended, by Huffman's code. Where a progressive one lacks a scan, versions of libjpeg smooth it in their own ways.
+_JPEG_FRAMES = (0xC0, 0xC1)
+_JPEG_SCAN, _JPEG_EXIF, _JPEG_PROFILE = 0xDA, 0xE1, 0xE2
+# Tables, restart interval, JFIF, Exif, ICC profile, Adobe's, comment.
+_JPEG_PASSED_OVER = (0xC4, 0xDB, 0xDD, 0xE0, _JPEG_EXIF, _JPEG_PROFILE, 0xEE, 0xFE)
+_JPEG_SAMPLINGS = ((0x11, 0x11, 0x11), (0x21, 0x11, 0x11), (0x22, 0x11, 0x11))  # 4:4:4, 4:2:2, 4:2:0.
 
 
 class BadImage(Exception):
@@ -43,6 +65,81 @@ def decode(data: bytes, fit: DataConfig, channels: int) -> np.ndarray:
     except Exception as error:  # On broken data Pillow's decoders raise nearly anything.
         raise BadImage(_first_line(error)) from None
     return square(pixels, fit)
+
+
+def plain(data: bytes, shape: tuple[int, int, int]) -> bool:
+    """Whether an encoded image is a JPEG or PNG that needs no more than decoding to be uint8 [H, W, C], by its header.
+
+    If so, libjpeg (with its accurate integer DCT) and libpng alone give what `decode` gives, or fail. It is False wherever that
+    is not sure: `decode` does all.
+    """
+    try:
+        if data.startswith(b"\xff\xd8"):  # One that is cut off would be told on stderr by libjpeg, too.
+            return data.endswith(b"\xff\xd9") and _plain_jpeg(data, shape)
+        return data.startswith(_plain_png_starts(shape)) and _plain_png(data)
+    except struct.error:  # It ends too early.
+        return False
+
+
+@functools.cache
+def _plain_png_starts(shape: tuple[int, int, int]) -> tuple[bytes, ...]:
+    """How PNGs of 8 bits a channel, not interlaced, begin, with the header's checksum."""
+    height, width, channels = shape
+    headers = [
+        b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+        for colour in _PNG_COLOURS.get(channels, ())
+    ]
+    return tuple(_PNG + struct.pack(">I", 13) + each + struct.pack(">I", zlib.crc32(each)) for each in headers)
+
+
+def _plain_png(data: bytes) -> bool:
+    """Whether a PNG's chunks after the header change nothing: no transparency, no Exif, no text that may be Exif."""
+    place = len(_PNG) + 25
+    while True:
+        length, kind = _PNG_CHUNK.unpack_from(data, place)
+        if kind == b"IEND":
+            return True
+        end = place + 8 + length
+        if kind in _PNG_PASSED_OVER:  # libpng leaves a damaged one out, and Pillow refuses the image.
+            if struct.unpack_from(">I", data, end)[0] != zlib.crc32(data[place + 4 : end]):
+                return False
+        elif kind != b"IDAT":
+            return False
+        place = end + 4
+
+
+def _plain_jpeg(data: bytes, shape: tuple[int, int, int]) -> bool:
+    """Whether a JPEG's segments before the first scan are of the shape, upright, and of a common kind."""
+    place, fits = 2, False
+    while True:
+        start, marker, length = _JPEG_SEGMENT.unpack_from(data, place)
+        body, place = place + 4, place + 2 + length
+        if start != 0xFF:
+            return False
+        if marker == _JPEG_SCAN:
+            return fits
+        if marker in _JPEG_FRAMES:
+            bits, height, width, components = _JPEG_FRAME.unpack_from(data, body)
+            samplings = tuple(data[body + 7 : place : 3])
+            fits = (
+                (bits, height, width) == (8, *shape[:2])
+                and components in _JPEG_COMPONENTS.get(shape[2], ())
+                and (components == 1 or samplings in _JPEG_SAMPLINGS)
+            )
+        elif marker not in _JPEG_PASSED_OVER or marker == _JPEG_EXIF and not _upright(data[body:place]):
+            return False
+        elif marker == _JPEG_PROFILE and not data.startswith(b"ICC_PROFILE\0", body):
+            return False  # As of files with several pictures.
+
+
+def _upright(segment: bytes) -> bool:
+    """Whether it is Exif that Pillow reads, and does not ask for a turn."""
+    exif = Image.Exif()
+    try:
+        exif.load(segment)
+        return segment.startswith(b"Exif\0\0") and exif.get(ExifTags.Base.Orientation, 1) == 1
+    except Exception:  # As it raises in `decode`.
+        return False
 
 
 def _to_channels(image: Image.Image, channels: int, background: str) -> np.ndarray:

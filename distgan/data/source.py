@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from distgan.config import DataConfig
-from distgan.data.pixels import BadImage, decode, square
+from distgan.data.pixels import BadImage, decode, plain, square
 from distgan.errors import UserError
 
 _BYTES_PER_CALL = 2**18
@@ -22,7 +22,7 @@ _LOOKS = 100  # At how many images to look for one that can be read.
 
 
 class Images(Protocol):
-    """An open data set with random access."""
+    """An open data set with random access. One of encoded images can have `looks_plain` and `encoded` too, as `Encoded` has."""
 
     name: str
     """For messages."""
@@ -159,8 +159,11 @@ class InMemory:
         return digest.hexdigest()[:16]
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.zeros(len(indices), np.int32) if self.labels is None else self.labels[indices]
-        return self.images[indices], labels
+        return self.images[indices], _at(self.labels, indices)
+
+
+def _at(labels: np.ndarray | None, indices: np.ndarray) -> np.ndarray:
+    return np.zeros(len(indices), np.int32) if labels is None else labels[indices]
 
 
 def _count(labels: np.ndarray | None, num_classes: int) -> np.ndarray:
@@ -189,6 +192,8 @@ class Encoded:
     """Images that are decoded when they are read."""
 
     images_per_call = 8
+    looks_plain: bool
+    """Whether the first readable image is `plain`: where it is not, as in all that are resized, `encoded` is not worth a try."""
 
     def __init__(
         self,
@@ -215,12 +220,14 @@ class Encoded:
         reason = ""
         for index in range(min(self.num_images, _LOOKS)):
             try:
-                height, width, channels = decode(self.entries.fetch(index), self.data, self.data.channels).shape
+                data = self.entries.fetch(index)
+                height, width, channels = decode(data, self.data, self.data.channels).shape
             except BadImage as error:
                 reason = reason or f"{self.entries.name(index)}: {error}"
                 if self.data.on_error == "fail":
                     break
                 continue
+            self.looks_plain = plain(data, (height, width, channels))
             return height, width, channels
         raise UserError(f"{self.name} holds no readable image: {reason}")
 
@@ -228,8 +235,20 @@ class Encoded:
         pixels = np.empty((len(indices), *self.shape), np.uint8)
         for place, index in enumerate(indices.tolist()):
             pixels[place] = self._image(index)
-        labels = np.zeros(len(indices), np.int32) if self.labels is None else self.labels[indices]
-        return pixels, labels
+        return pixels, _at(self.labels, indices)
+
+    def encoded(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray] | None:
+        """The bytes and labels (int32 [N]) of images that are all `plain`, at int64 [N] indices; None if one is not."""
+        found: list[bytes] = []
+        for index in indices.tolist():
+            try:
+                data = self.entries.fetch(index)
+            except BadImage:  # `read` meets it again, and names it.
+                return None
+            if not plain(data, self.shape):
+                return None
+            found.append(data)
+        return found, _at(self.labels, indices)
 
     def _image(self, index: int) -> np.ndarray:
         try:

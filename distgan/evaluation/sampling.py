@@ -13,8 +13,10 @@ from PIL import Image, ImageDraw
 from distgan import seeds
 from distgan.config import Config
 from distgan.data.source import Description
+from distgan.models.layers import Pass
 
 _CHUNK = 64  # Every batch has this size, so that the count does not change a rounding.
+_STANDING_IMAGES = 16 * _CHUNK  # Whose moments, batch by batch, are averaged to standing statistics.
 _GRID_SIDE = 8
 _SEPARATOR = 64  # The gray of the line between two pictures.
 _CAPTION_PIXELS = 12
@@ -26,27 +28,50 @@ class Sampler:
 
     def __init__(self, config: Config, generator: Any, description: Description):
         self.description = description
+        self.generator = generator
         self.num_classes = len(description.label_counts) if config.model.conditional else 0
+        self.standing = config.ema.statistics == "standing"
         latent_size = config.model.name.options.latent_size
 
-        @tf.function(reduce_retracing=True)
-        def chunk(key: tf.Tensor, first: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-            latents = seeds.normal(key, first, _CHUNK, (latent_size,))
-            return to_uint8(generator(tf.cast(latents, generator.variable_dtype), labels=labels))
+        def latents(key: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+            return tf.cast(seeds.normal(key, first, _CHUNK, (latent_size,)), generator.variable_dtype)
 
-        self._chunk = chunk
+        @tf.function(reduce_retracing=True)
+        def chunk(key: tf.Tensor, first: tf.Tensor, labels: tf.Tensor, statistics: list[tf.Tensor]) -> tf.Tensor:
+            trained = [tf.convert_to_tensor(variable.value) for variable in generator.trainable_variables]
+            images, _ = generator.stateless_call(trained, statistics, latents(key, first), labels=labels)
+            return to_uint8(images)
+
+        @tf.function(reduce_retracing=True)
+        def observe(key: tf.Tensor, first: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+            context = Pass.alone(lambda kind, name, shape: tf.zeros([_CHUNK, *shape]))
+            generator(latents(key, first), labels=labels, context=context)
+            return {update.variable.path: update.value for update in context.updates if update.momentum}
+
+        self._chunk, self._observe = chunk, observe
+
+    def _statistics(self) -> list[tf.Tensor]:
+        """The generator's variables that are not trained, as images shall be drawn with."""
+        found = {v.path: tf.convert_to_tensor(v.value) for v in self.generator.non_trainable_variables}
+        if self.standing:
+            key, batches = tf.constant(seeds.key(0, "standing/latents"), tf.uint64), []
+            for first in range(0, _STANDING_IMAGES, _CHUNK):
+                labels = tf.constant(self.labels(range(first, first + _CHUNK)))
+                batches.append(self._observe(key, tf.constant(first, tf.int64), labels))
+            found |= {path: tf.add_n([each[path] for each in batches]) / len(batches) for path in batches[0]}
+        return list(found.values())
 
     def __call__(self, seed: int, numbers: range, label: int | None = None) -> np.ndarray:
         """uint8 [N, H, W, C]: the images of sample numbers `numbers` (contiguous, from 0 on) of a seed.
 
         Of a conditional generator they are of class `label`, or of `labels(numbers)`.
         """
-        key = tf.constant(seeds.key(seed, "sample/latents"), tf.uint64)
+        key, statistics = tf.constant(seeds.key(seed, "sample/latents"), tf.uint64), self._statistics()
         start = numbers.start // _CHUNK * _CHUNK
         chunks = []
         for first in range(start, numbers.stop, _CHUNK):
             labels = self.labels(range(first, first + _CHUNK), label)
-            chunks.append(self._chunk(key, tf.constant(first, tf.int64), tf.constant(labels)).numpy())
+            chunks.append(self._chunk(key, tf.constant(first, tf.int64), tf.constant(labels), statistics).numpy())
         return np.concatenate(chunks)[numbers.start - start : numbers.stop - start]
 
     def labels(self, numbers: range, label: int | None = None) -> np.ndarray:

@@ -2,4 +2,11 @@
 
 from distgan.registry import Table
 
-MODELS = Table("model", {"dcgan": "distgan.models.dcgan:Dcgan"})
+MODELS = Table(
+    "model",
+    {
+        "dcgan": "distgan.models.dcgan:Dcgan",
+        "resnet": "distgan.models.resnet:Resnet",
+        "biggan": "distgan.models.biggan:Biggan",
+    },
+)

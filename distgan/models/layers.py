@@ -34,7 +34,7 @@ class Pass:
     draws: Draws
     """Random numbers keyed by the pass, their name (a layer's) and the images."""
     sum_over_replicas: Callable[[tf.Tensor, str], tf.Tensor]
-    """(tensor, layer name) -> the tensor's sum over all replicas; differentiable."""
+    """(tensor, layer path) -> the tensor's sum over all replicas; differentiable."""
     updates: list[Update]
     """Layers append what they observed; the step decides what becomes of it, so that a pass itself changes nothing. Where
     several passes of a step observe something for one variable, their mean counts."""
@@ -63,6 +63,12 @@ class BatchNorm(keras.layers.Layer):
         channels = (input_shape[-1],)
         self.gamma = self.add_weight(shape=channels, initializer="ones", name="gamma", autocast=False)
         self.beta = self.add_weight(shape=channels, initializer="zeros", name="beta", autocast=False)
+        self._add_statistics(channels)
+
+    def call(self, inputs: tf.Tensor, context: Pass | None = None) -> tf.Tensor:
+        return self._normalize(inputs, self.gamma.value, self.beta.value, context)
+
+    def _add_statistics(self, channels: tuple[int]) -> None:
         self.moving_mean = self.add_weight(
             shape=channels, initializer="zeros", name="moving_mean", trainable=False, autocast=False
         )
@@ -70,14 +76,14 @@ class BatchNorm(keras.layers.Layer):
             shape=channels, initializer="ones", name="moving_variance", trainable=False, autocast=False
         )
 
-    def call(self, inputs: tf.Tensor, context: Pass | None = None) -> tf.Tensor:
+    def _normalize(self, inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, context: Pass | None) -> tf.Tensor:
         x = tf.cast(inputs, self.variable_dtype)
         mean, variance = self.moving_mean.value, self.moving_variance.value
         if context is not None:
             mean, variance = self._global_moments(x, context)
             for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 context.updates.append(Update(moving, value, self.momentum))
-        normalized = tf.nn.batch_normalization(x, mean, variance, self.beta.value, self.gamma.value, self.epsilon)
+        normalized = tf.nn.batch_normalization(x, mean, variance, beta, gamma, self.epsilon)
         return tf.cast(normalized, inputs.dtype)
 
     def _global_moments(self, x: tf.Tensor, context: Pass) -> tuple[tf.Tensor, tf.Tensor]:
@@ -89,9 +95,34 @@ class BatchNorm(keras.layers.Layer):
         count = tf.cast(tf.size(x) / x.shape[-1], x.dtype)
         deviation = mean - shift
         local = tf.stack([deviation, variance + deviation**2, tf.ones_like(mean)]) * count
-        total = context.sum_over_replicas(local, self.name)
+        total = context.sum_over_replicas(local, self.path)
         deviation, square, _ = tf.unstack(total / total[2])
         return shift + deviation, tf.maximum(square - deviation**2, 0)
+
+
+class ConditionalBatchNorm(BatchNorm):
+    """Batch normalization whose gain and bias follow from the class (de Vries et al. 2017), or from any condition.
+
+    The gain is 1 + gain(condition) and the bias bias(condition), where `make(C, name)` makes these two layers.
+    """
+
+    def __init__(self, make: Callable[[int, str], keras.layers.Layer], **kwargs: Any):
+        super().__init__(**kwargs)
+        self.make = make
+
+    def build(self, input_shape: Sequence[int]) -> None:
+        channels = input_shape[-1]
+        self.gain = self.make(channels, "gain")
+        self.bias = self.make(channels, "bias")
+        self._add_statistics((channels,))
+
+    def call(self, inputs: tf.Tensor, context: Pass | None = None, labels: tf.Tensor | None = None) -> tf.Tensor:
+        """Maps [N, H, W, C] -> [N, H, W, C]; `labels` is what the two layers take: classes int32 [N], or vectors [N, S]."""
+        gain, bias = (
+            tf.cast(layer(labels, context=context), self.variable_dtype)[:, None, None, :]  # [N, 1, 1, C]
+            for layer in (self.gain, self.bias)
+        )
+        return self._normalize(inputs, 1 + gain, bias, context)
 
 
 class Dropout(keras.layers.Layer):
@@ -126,16 +157,23 @@ class ConcatLabel(keras.layers.Layer):
 
 
 class Chain(keras.Model):
-    """Layers one after the other, each given the labels and the pass if it takes them; the result in float32 (or float64)."""
+    """Layers one after the other, as `run` has it; the result in float32 (or float64)."""
 
     def __init__(self, layers: Sequence[keras.layers.Layer], name: str):
         super().__init__(name=name)
         self.chain = list(layers)
-        self.takes = [inspect.signature(layer.call).parameters.keys() & {"labels", "context"} for layer in layers]
 
     def call(self, inputs: tf.Tensor, labels: tf.Tensor | None = None, context: Pass | None = None) -> tf.Tensor:
-        x = inputs
-        known = {"labels": labels, "context": context}
-        for layer, takes in zip(self.chain, self.takes, strict=True):
-            x = layer(x, **{name: known[name] for name in takes})
-        return tf.cast(x, self.variable_dtype)
+        return tf.cast(run(self.chain, inputs, labels, context), self.variable_dtype)
+
+
+def run(
+    layers: Sequence[keras.layers.Layer], inputs: tf.Tensor, labels: tf.Tensor | None, context: Pass | None
+) -> tf.Tensor:
+    """The outcome of layers one after the other, each given the labels and the pass if it takes them."""
+    x = inputs
+    known = {"labels": labels, "context": context}
+    for layer in layers:
+        taken = inspect.signature(layer.call).parameters.keys() & known.keys()
+        x = layer(x, **{name: known[name] for name in taken})
+    return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -68,6 +69,7 @@ class MicroBatch:
         self.found: dict[str, Any] = {}
         self.updates: dict[str, list[Update]] = {name: [] for name in NETWORKS}
         self.memos: dict[str, dict[str, Any]] = {name: {} for name in NETWORKS}
+        self.precise_memo: dict[str, Any] = {}
         parts = regularizers(config)
         self.differentiated = {kind for name in phase.regularizers for kind in parts[name].differentiates}
 
@@ -172,7 +174,8 @@ class MicroBatch:
             [tf.convert_to_tensor(variable.value) for variable in variables]
             for variables in (network.trainable_variables, network.non_trainable_variables)
         )
-        context = self._pass("discriminator", name)
+        # Kernels that the other passes share are in 16 bits.
+        context = dataclasses.replace(self._pass("discriminator", name), memo=self.precise_memo)
         outputs, _ = twin.stateless_call(trained, others, images, labels=labels, context=context)
         return outputs
 

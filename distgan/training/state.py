@@ -72,14 +72,17 @@ class TrainState:
         Raises:
           ValueError: the names or shapes are not this state's.
         """
-        named = self.variables()
-        if named.keys() != arrays.keys():
-            raise ValueError(f"other variables: {', '.join(sorted(named.keys() ^ arrays.keys())[:4])}")
-        for name, variable in named.items():
-            if tuple(variable.shape) != arrays[name].shape:
-                raise ValueError(f"{name} is {list(variable.shape)} here and {list(arrays[name].shape)} there")
-        for name, variable in named.items():
-            variable.assign(arrays[name])
+        _assign(self.variables(), arrays)
+
+    def load_networks(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Sets the variables of the networks and the average alone, from those of another state.
+
+        Raises:
+          ValueError: the names or shapes are not these networks'.
+        """
+        names = ("generator/", "discriminator/", "generator_ema/")
+        others = {name: array for name, array in arrays.items() if name.startswith(names)}
+        _assign({name: v for name, v in self.variables().items() if name.startswith(names)}, others)
 
     def share(self, arrays: Mapping[str, np.ndarray] | None, runtime: Runtime) -> None:
         """Sets every worker's state to the primary's, which takes it from a checkpoint's arrays if there are any."""
@@ -90,6 +93,16 @@ class TrainState:
     def parameter_counts(self) -> dict[str, int]:
         """Trainable numbers of each network."""
         return {name: sum(int(np.prod(v.shape)) for v in self.network(name).trainable_variables) for name in NETWORKS}
+
+
+def _assign(variables: Mapping[str, tf.Variable], arrays: Mapping[str, np.ndarray]) -> None:
+    if variables.keys() != arrays.keys():
+        raise ValueError(f"other variables: {', '.join(sorted(variables.keys() ^ arrays.keys())[:4])}")
+    for name, variable in variables.items():
+        if tuple(variable.shape) != arrays[name].shape:
+            raise ValueError(f"{name} is {list(variable.shape)} here and {list(arrays[name].shape)} there")
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
 
 
 def build_network(config: Config, description: Description, kind: str, name: str) -> Any:

@@ -51,7 +51,7 @@ class Outcome:
     """The next value of each moving statistic of the trained networks, by its path."""
 
 
-def build_step(config: Config, state: TrainState, runtime: Runtime, passes: Sequence[_Phase]) -> Step:
+def build_step(config: Config, state: TrainState, runtime: Runtime, passes: Sequence[PhaseStep]) -> Step:
     """The function of a step with the given ones of a run's phases."""
     images_per_step = config.train.global_batch * batches_per_step(config)
     measured_by = {phase.name: len(keys(config, phase)) for phase in phases(config)}
@@ -101,7 +101,7 @@ def compile_steps(config: Config, state: TrainState, runtime: Runtime) -> Callab
     if config.jit_compile and runtime.topology.num_replicas > 1:
         _refuse_compiled_batch_norm(state, runtime)
     plan = phases(config)
-    passes = {phase.name: _Phase(phase, config, state, runtime) for phase in plan}
+    passes = {phase.name: PhaseStep(phase, config, state, runtime) for phase in plan}
 
     def compiled(those: Sequence[Phase]) -> Any:
         step = build_step(config, state, runtime, [passes[phase.name] for phase in those])
@@ -127,7 +127,7 @@ def compile_steps(config: Config, state: TrainState, runtime: Runtime) -> Callab
     return advance
 
 
-class _Phase:
+class PhaseStep:
     """A phase with what it works on."""
 
     def __init__(self, phase: Phase, config: Config, state: TrainState, runtime: Runtime):
