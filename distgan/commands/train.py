@@ -65,12 +65,10 @@ def _run(options: Options, config: Config, workers: topology.Workers | None, con
     runtime = devices.open_runtime(config, workers, control)
     _agree_on_versions(images, runtime)
     from distgan.training import phases
-    from distgan.training.state import check_freeze
 
     problems = list(phases.problems(config, runtime.topology.num_replicas))
     if problems:
         raise UserError("; ".join(problems))
-    check_freeze(config, Description.of(images))
     if runtime.topology.is_primary:
         log_topology(config, runtime.topology)
     else:

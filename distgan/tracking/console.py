@@ -29,6 +29,8 @@ def start_log(show: bool = True) -> None:
             console=_console, show_time=False, show_level=False, show_path=False, highlighter=NullHighlighter()
         )
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for old in log.handlers:
+        old.close()
     log.handlers = [handler] if show else []
     log.setLevel(logging.INFO)
     log.propagate = False

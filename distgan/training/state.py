@@ -120,19 +120,12 @@ def build_network(config: Config, description: Description, kind: str, name: str
     return network
 
 
-def check_freeze(config: Config, description: Description) -> None:
-    """Finds out by a network of its own, before a run directory is made, whether some of the discriminator is left to train.
+def build_state(config: Config, description: Description, runtime: Runtime) -> TrainState:
+    """The state of a run before its first step.
 
     Raises:
-      UserError: --train.freeze_discriminator leaves nothing.
+      UserError: --train.freeze_discriminator leaves nothing to train.
     """
-    if config.train.freeze_discriminator:
-        network = build_network(config, description, "discriminator", "discriminator")
-        _freeze(network, config.train.freeze_discriminator)
-
-
-def build_state(config: Config, description: Description, runtime: Runtime) -> TrainState:
-    """The state of a run before its first step; raises UserError as `check_freeze` does."""
     with runtime.scope():
         networks = {name: build_network(config, description, name, name) for name in NETWORKS}
         generator_ema = build_network(config, description, "generator", "generator_ema")
