@@ -179,12 +179,13 @@ def describe(config: Config, images: Images, runtime: Any) -> None:
 
 
 def _train(config: Config, images: Images, runtime: Any) -> None:
+    from distgan.training import checkpoint
     from distgan.training.state import build_state
 
     primary = runtime.topology.is_primary
     runtime.control.at("building the networks", 0, patient=True)
     state = build_state(config, Description.of(images), runtime)
-    if primary and config.init_from:
+    if primary and config.init_from and not checkpoint.whole(Path(config.run_dir) / "checkpoints"):
         _start_from(config, state)
     directory = RunDir(Path(config.run_dir), config, images.fingerprint) if primary else None
     try:
