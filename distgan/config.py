@@ -54,17 +54,20 @@ def option(
     return dataclasses.field(default=default, metadata={"doc": doc, "may_change": may_change, "limits": limits})
 
 
-def part(default: str, table: str, doc: str) -> Any:
+def part(default: str, table: str, doc: str, *, may_change: bool = False) -> Any:
     """A field that holds a `Part`, by default the one called `default` of the table at `module:attribute`."""
     return dataclasses.field(
         default_factory=lambda: choose(registry.locate(table), default),
-        metadata={"doc": doc, "may_change": False, "limits": {}, "table": table},
+        metadata={"doc": doc, "may_change": may_change, "limits": {}, "table": table},
     )
 
 
-def parts(table: str, doc: str) -> Any:
-    """A field that holds any number of parts of the table at `module:attribute`, by default none."""
-    return dataclasses.field(default=(), metadata={"doc": doc, "may_change": False, "limits": {}, "table": table})
+def parts(table: str, doc: str, *, default: str = "", may_change: bool = False) -> Any:
+    """A field that holds any number of parts of the table at `module:attribute`, by default those named, with commas between."""
+    return dataclasses.field(
+        default_factory=lambda: tuple(choose(registry.locate(table), name) for name in split_names(default)),
+        metadata={"doc": doc, "may_change": may_change, "limits": {}, "table": table},
+    )
 
 
 def section(cls: type) -> Any:
@@ -190,6 +193,24 @@ class EmaConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Scores along the run, and of `distgan evaluate`."""
+
+    metrics: tuple[Part, ...] = parts(
+        "distgan.evaluation.protocols:METRICS",
+        "scores, with commas between; the first one tells the best checkpoint",
+        default="fid",
+        may_change=True,
+    )
+    every_kimg: float = option(0.0, "images between two evaluations while training; 0 is none", minimum=0, may_change=True)
+    extractor: Part = part(
+        "auto", "distgan.evaluation.features:EXTRACTORS", "network whose features are compared", may_change=True
+    )
+    seed: int = option(0, "of the fakes", minimum=0, may_change=True)
+    truncation: float = option(0.0, "latents are cut to [-truncation, truncation]; 0 is none", minimum=0, may_change=True)
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """When the whole state is saved."""
 
@@ -293,6 +314,7 @@ class Config:
     optimizer: OptimizerConfig = section(OptimizerConfig)
     train: TrainConfig = section(TrainConfig)
     ema: EmaConfig = section(EmaConfig)
+    evaluation: EvaluationConfig = section(EvaluationConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     runtime: RuntimeConfig = section(RuntimeConfig)
     tracking: TrackingConfig = section(TrackingConfig)

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
+from distgan.errors import UserError
 from distgan.tracking.console import log
 
 _STATE = "state.safetensors"
 _MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
+_BEST = "best.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Checkpoint:
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Saves a checkpoint and removes all but the newest `keep`; returns its directory.
+    """Saves a checkpoint and removes all but the newest `keep` and the best; returns its directory.
 
     Raises:
       OSError: the disk is full or not writable; the checkpoints that were there are untouched.
@@ -62,9 +64,47 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    best = best_images_seen(folder)
     for old in whole(folder)[:-keep]:
-        _remove(old)
+        if int(old.name) != best:
+            _remove(old)
     return target
+
+
+def mark_best(folder: Path, images_seen: int) -> None:
+    """Notes which checkpoint has the best score."""
+    temporary = folder / (_TEMPORARY + _BEST)
+    _write_through(temporary, json.dumps({"images_seen": images_seen}).encode())
+    temporary.rename(folder / _BEST)
+
+
+def best_images_seen(folder: Path) -> int | None:
+    """The images seen of the checkpoint with the best score; None where none is noted."""
+    try:
+        return int(json.loads((folder / _BEST).read_text())["images_seen"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def find(folder: Path, which: str) -> Checkpoint:
+    """The `newest` checkpoint, the `best`, or the one of so many images seen.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    if which == "newest":
+        if (found := newest(folder)) is None:
+            raise UserError(f"{folder} has no checkpoint yet")
+        return found
+    images_seen = best_images_seen(folder) if which == "best" else which
+    there = {int(path.name): path for path in whole(folder)}
+    if images_seen is None or not str(images_seen).isdecimal() or int(images_seen) not in there:
+        names = ", ".join(map(str, there))
+        raise UserError(f"--checkpoint={which} is not there: newest, best after an evaluation, or one of {names or 'none'}")
+    try:
+        return read(there[int(images_seen)])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--checkpoint={which} is damaged: {error}") from None
 
 
 def whole(folder: Path) -> list[Path]:

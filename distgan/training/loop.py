@@ -6,6 +6,7 @@ alone. Calls are kept to about a second, so that a signal is answered soon.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -23,12 +24,13 @@ from distgan.config import Config, images
 from distgan.data import pipeline
 from distgan.data.pipeline import Reader
 from distgan.errors import Diverged, Stopped, UserError
+from distgan.evaluation.evaluator import GivenUp
 from distgan.evaluation.sampling import Sampler, save_grid
 from distgan.runtime import devices
 from distgan.runtime.base import Runtime
 from distgan.tracking.console import log
 from distgan.tracking.tracker import Tracker
-from distgan.training import checkpoint, desync
+from distgan.training import checkpoint, desync, scores
 from distgan.training.phases import batches_per_step, cycle, measured_keys, phases
 from distgan.training.run_dir import RunDir
 from distgan.training.state import TrainState
@@ -49,6 +51,8 @@ class Run:
     directory: RunDir | None
     """None on the workers that write nothing."""
     tracker: Tracker
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Of the last evaluation, for the next row."""
 
     @property
     def path(self) -> Path:
@@ -143,7 +147,25 @@ def train(run: Run, stop: Stop) -> None:
         check()
         report(run, clock, seen)
 
+    def evaluate(seen: int) -> None:
+        control.at("evaluating", seen // run.images_per_step, patient=True)
+        with contextlib.suppress(GivenUp):
+            result = evaluations(seen, lambda: any(control.gather(stop.signal is not None)))
+            best = bool(result) and scores.is_best(run.config, run.path)
+            if result:
+                run.scores = {f"eval/{name}": value for name, value in result["scores"].items()}
+            if control.gather(best)[0]:
+                checked_save(seen)
+                if primary:
+                    checkpoint.mark_best(run.path / "checkpoints", seen)
+
+    every_kimg = run.config.evaluation.every_kimg
+    if every_kimg:
+        evaluations = scores.Evaluations(
+            run.config, run.reader.images, run.runtime, sampler, run.path if primary else None
+        )
     every: list[tuple[int, Callable[[int], None]]] = [
+        (images(every_kimg), evaluate),
         (images(train_config.report_kimg), checked_report),
         (images(train_config.sample_kimg), lambda seen: write_samples(run, sampler, seen)),
         (images(run.config.checkpoint.every_kimg), checked_save),
@@ -270,6 +292,7 @@ def report(run: Run, clock: Clock, seen: int) -> None:
         "progress/restarts": run.directory.starts if run.directory else 0,
         **{key: float(np.mean(means)) for key, means in values.items()},
         **_schedules(run),
+        **run.scores,
         **{
             f"{part}/{key}": float(v.numpy())
             for part, kept in state.kept.items()
@@ -286,6 +309,7 @@ def report(run: Run, clock: Clock, seen: int) -> None:
         **{f"memory/{key}": value for key, value in devices.memory().items()},
     }
     run.tracker.row(row)
+    run.scores = {}
     clock.start_report()
     state.report_totals.assign(tf.zeros_like(state.report_totals))
     state.report_counts.assign(tf.zeros_like(state.report_counts))

@@ -1,0 +1,230 @@
+"""`distgan evaluate`: scores of a run's generator against its data, or of two sets of images; and results side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distgan import config as configs
+from distgan.config import Config, DataConfig, EvaluationConfig, RuntimeConfig, option, section
+from distgan.data.source import Description, Images
+from distgan.errors import UserError
+from distgan.runtime import devices, topology
+from distgan.tracking import console
+from distgan.training.run_dir import read_config
+
+USAGE = " [RESULT ...]"
+MAX_WORDS = 100
+_SOURCES = {".zip": "zip", ".npz": "npz"}
+_SHARED = ("data.", "evaluation.", "runtime.", "strategy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to judge, against what."""
+
+    run_dir: str = option("", "the run whose generator is judged, against the run's data")
+    checkpoint: str = option("newest", "of the run: newest, best, or the number of images seen")
+    weights: str = option("ema", "of the generator: averaged, or as trained", choices=("ema", "raw"))
+    real: str = option("", "images that --fake is compared with: a folder, .zip, .npz, or shards of distgan prepare")
+    fake: str = option("", "images to judge instead of a run's generator")
+    out: str = option("", "a new JSON file for the result")
+    strategy: str = option(
+        "auto", "shares the work", choices=("auto", "single", "mirrored", "multiworker", "horovod")
+    )
+    data: DataConfig = section(DataConfig)
+    evaluation: EvaluationConfig = section(EvaluationConfig)
+    runtime: RuntimeConfig = section(RuntimeConfig)
+    verbosity: int = option(0, "1 shows TensorFlow's own log", minimum=0, maximum=1)
+
+
+def base(preset: str, run_dir: str) -> dict[str, Any]:
+    """The run's own data and evaluation."""
+    values = read_config(Path(run_dir)) if run_dir else {}
+    return {**{name: value for name, value in values.items() if name.startswith(("data.", "evaluation."))}, "run_dir": run_dir}
+
+
+def run(options: Options, *results: str) -> int:
+    """Prints the scores, or ranks earlier results."""
+    if results:
+        print("\n".join(_ranked([_read(Path(name)) for name in results])))
+        return 0
+    if options.out and (Path(options.out).exists() or not Path(options.out).absolute().parent.is_dir()):
+        raise UserError(f"--out={options.out} exists, or lies in a folder that does not")
+    if bool(options.run_dir) == bool(options.real and options.fake):
+        raise UserError("evaluate needs --run_dir, or --real and --fake")
+    values = read_config(Path(options.run_dir)) if options.run_dir else {}
+    if options.run_dir and not values:
+        raise UserError(f"--run_dir={options.run_dir} holds no run")
+    asked = {name: value for name, value in configs.flatten(options).items() if name.startswith(_SHARED)}
+    config = configs.build(Config, {**values, **asked})
+    problems = [line for part in config.evaluation.metrics for line in part.options.requires(config)]
+    if problems:
+        raise UserError("; ".join(problems))
+    workers = topology.find_workers(topology.read_environment(), config.runtime.workers, config.runtime.peers)
+    console.start_log(show=workers is None or workers.rank == 0)
+    devices.silence(options.verbosity)
+    line = devices.connect(config, workers)
+    try:
+        runtime = devices.open_runtime(config, workers, line)
+        line.at("evaluating", 0, patient=True)
+        result = _of_run(options, config, runtime) if options.run_dir else _of_sets(options, config, runtime)
+        if result:
+            _tell(options, result)
+        runtime.close()
+    except BaseException as error:
+        ended = line.fail(error)
+        if ended is error:
+            raise
+        raise ended from None
+    return 0
+
+
+def _of_run(options: Options, config: Config, runtime: Any) -> dict[str, Any] | None:
+    from distgan.evaluation import evaluator
+    from distgan.evaluation.sampling import Sampler
+    from distgan.training import checkpoint, scores
+    from distgan.training.state import build_network
+
+    images = config.data.source.options.open(config.data)
+    folder = Path(options.run_dir) / "checkpoints"
+    info, arrays = None, {}
+    if runtime.topology.is_primary:
+        saved = checkpoint.find(folder, options.checkpoint)
+        info, arrays = dict(saved.info), saved.arrays
+    info = runtime.control.gather(info)[0]
+    description = Description.from_json(info)
+    kind = "generator_ema" if options.weights == "ema" else "generator"
+    with runtime.scope():
+        generator = build_network(config, description, "generator", kind)
+    if runtime.topology.is_primary:
+        for variable in generator.variables:
+            array = arrays.get(variable.path)
+            if array is None or tuple(array.shape) != tuple(variable.shape):
+                raise UserError(f"--run_dir={options.run_dir}: the checkpoint is of another model ({variable.path} is not its)")
+            variable.assign(array)
+    runtime.broadcast([variable.value for variable in generator.variables])
+    extractor = scores.open_extractor(config, images, runtime)
+    sampler = Sampler(config, generator, description)
+    facts = {
+        "weights": options.weights,
+        "statistics": config.ema.statistics,
+        "checkpoint": info["images_seen"],
+        "trained_on": info["data_fingerprint"],
+    }
+    result = evaluator.evaluate(
+        config.evaluation.metrics,
+        evaluator.of_images(images, runtime),
+        evaluator.of_generator(sampler, runtime, config.evaluation, description.label_counts),
+        extractor,
+        runtime,
+        scores.cache_dir(config),
+        facts,
+    )
+    if result is None:
+        return None
+    found = scores.as_json(result, info["images_seen"])
+    scores.append(Path(options.run_dir), found)
+    return found
+
+
+def _of_sets(options: Options, config: Config, runtime: Any) -> dict[str, Any] | None:
+    from distgan.evaluation import evaluator
+    from distgan.training import scores
+
+    reals, fakes = (_open_set(path, flag, config) for path, flag in ((options.real, "real"), (options.fake, "fake")))
+    for part in config.evaluation.metrics:
+        if part.options.labelled:
+            raise UserError(f"--evaluation.metrics={part.name} compares classes, which --fake={options.fake} is not asked to be of")
+    result = evaluator.evaluate(
+        config.evaluation.metrics,
+        evaluator.of_images(reals, runtime),
+        evaluator.of_images(fakes, runtime),
+        scores.open_extractor(config, reals, runtime),
+        runtime,
+        scores.cache_dir(config),
+        {},
+    )
+    return scores.as_json(result, 0) if result else None
+
+
+def _open_set(path: str, flag: str, config: Config) -> Images:
+    """Images at a path, by the source that its kind asks for.
+
+    Raises:
+      UserError: there are none.
+    """
+    place = Path(path)
+    source = "tfrecord" if (place / "manifest.json").exists() else _SOURCES.get(place.suffix, "folder")
+    values = {**configs.flatten(Config()), "data.source": source, "data.path": path}
+    chosen = configs.build(Config, values).data
+    try:
+        return chosen.source.options.open(dataclasses.replace(config.data, source=chosen.source, path=path))
+    except UserError as error:
+        raise UserError(f"--{flag}: {error}") from None
+
+
+def _tell(options: Options, result: Mapping[str, Any]) -> None:
+    for name, value in result["scores"].items():
+        print(f"{name:<24} {value:.6g}")
+    for name, card in result["cards"].items():
+        print(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in card.items() if value != "" and key != "metric"))
+    for name, value in result["costs"].items():
+        print(f"  {name}: {value:.2f}")
+    if options.out:
+        path = Path(options.out)
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            temporary.write_text(json.dumps(result, indent=1) + "\n")
+            temporary.rename(path)
+        except OSError as error:
+            raise UserError(f"--out={options.out} cannot be written: {error.strerror}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """An earlier result: a file of --out, or the last of a run directory.
+
+    Raises:
+      UserError: it is none.
+    """
+    try:
+        if path.is_dir():
+            lines = (path / "evaluations.jsonl").read_text().splitlines()
+            found = json.loads(lines[-1])
+        else:
+            found = json.loads(path.read_text())
+        return {"name": str(path), "scores": dict(found["scores"]), "cards": dict(found["cards"])}
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{path} holds no result of distgan evaluate: {error}") from None
+
+
+# What may differ between results that are compared: who is judged.
+_JUDGED = ("fake", "checkpoint", "trained_on", "weights")
+
+
+def _ranked(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table, best first by the first metric.
+
+    Raises:
+      UserError: two results were not got in the same way.
+    """
+    first, *others = results
+    for other in others:
+        for metric in sorted(first["cards"].keys() | other["cards"].keys()):
+            one, two = (each["cards"].get(metric, {}) for each in (first, other))
+            keys = [key for key in sorted(one.keys() | two.keys()) if key not in _JUDGED and one.get(key) != two.get(key)]
+            if keys:
+                told = ", ".join(f"{key} is {one.get(key)} and {two.get(key)}" for key in keys)
+                raise UserError(f"{first['name']} and {other['name']} can't be ranked by {metric}: {told}")
+    metric = next(iter(first["cards"]))
+    part = configs.choose(configs.registry.locate("distgan.evaluation.protocols:METRICS"), metric).options
+    ordered = sorted(results, key=lambda each: each["scores"][part.main], reverse=not part.lower_is_better)
+    names = list(first["scores"])
+    width = max(len(each["name"]) for each in results)
+    lines = [f"{'':<{width}}  " + "  ".join(f"{name:>12}" for name in names)]
+    for each in ordered:
+        lines.append(f"{each['name']:<{width}}  " + "  ".join(f"{each['scores'][name]:>12.6g}" for name in names))
+    return lines

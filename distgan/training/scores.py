@@ -1,0 +1,130 @@
+"""Evaluations along a run: when, of what, and which checkpoint was the best."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distgan.config import Config
+from distgan.data.source import Images
+from distgan.evaluation import evaluator
+from distgan.evaluation.evaluator import Interrupted, Result
+from distgan.evaluation.features import Features
+from distgan.evaluation.sampling import Sampler
+from distgan.runtime.base import Runtime
+from distgan.tracking.console import log
+
+_FILE = "evaluations.jsonl"
+
+
+def cache_dir(config: Config) -> Path:
+    """Where networks and statistics that scores need are kept."""
+    return Path(config.data.cache_dir or Path.home() / ".cache" / "distgan")
+
+
+def open_extractor(config: Config, images: Images, runtime: Runtime) -> Features:
+    """The chosen extractor on every worker; the primary opens it first, and what that makes others of its host take."""
+    extractor = config.evaluation.extractor.options
+    if runtime.topology.is_primary:
+        opened = extractor.open(images, cache_dir(config))
+    runtime.control.gather(None)
+    if not runtime.topology.is_primary:
+        opened = extractor.open(images, cache_dir(config))
+    hashes = runtime.control.gather(opened.sha256)
+    if len(set(hashes)) > 1:
+        log.warning("the workers' extractors differ in rounding: scores may differ from those of one worker")
+    return opened
+
+
+class Evaluations:
+    """Scores while training; all workers call it at the same image counts."""
+
+    def __init__(self, config: Config, images: Images, runtime: Runtime, sampler: Sampler, directory: Path | None):
+        """Opens the extractor, which may train or download it."""
+        self.config, self.runtime, self.sampler, self.directory = config, runtime, sampler, directory
+        self.reals = evaluator.of_images(images, runtime)
+        self.extractor = open_extractor(config, images, runtime)
+        self.data_fingerprint = images.fingerprint
+        self.last = last_result(directory) if directory else None
+
+    def __call__(self, seen: int, interrupted: Interrupted) -> Mapping[str, Any] | None:
+        """Evaluates the averaged generator; returns the result on the primary, unless an earlier start of the run has it.
+
+        Raises:
+          GivenUp: interrupted.
+        """
+        done = self.runtime.control.gather(bool(self.last and self.last["images_seen"] >= seen))[0]
+        if done:
+            return None
+        config = self.config
+        facts = {
+            "weights": "ema",
+            "statistics": config.ema.statistics,
+            "checkpoint": seen,
+            "trained_on": self.data_fingerprint,
+        }
+        fakes = evaluator.of_generator(
+            self.sampler, self.runtime, config.evaluation, self.sampler.description.label_counts
+        )
+        result = evaluator.evaluate(
+            config.evaluation.metrics, self.reals, fakes, self.extractor, self.runtime, cache_dir(config), facts, interrupted
+        )
+        if result is None or self.directory is None:
+            return None
+        found = as_json(result, seen)
+        append(self.directory, found)
+        self.last = found
+        told = ", ".join(f"{name} {value:.4g}" for name, value in result.scores.items())
+        seconds = sum(value for name, value in result.costs.items() if name in ("seconds/real", "seconds/fake", "seconds/metrics"))
+        log.info("evaluated at %g kimg in %.1f s: %s", seen / 1000, seconds, told)
+        return found
+
+
+def is_best(config: Config, directory: Path) -> bool:
+    """Whether the last evaluation's first metric is better than all before it of the same protocol."""
+    part = config.evaluation.metrics[0].options
+    results = [each for each in read(directory) if part.name in each["cards"]]
+    *before, last = results
+    alike = [each for each in before if _protocol(each["cards"][part.name]) == _protocol(last["cards"][part.name])]
+    values = [each["scores"][part.main] for each in alike]
+    value = last["scores"][part.main]
+    return all(value < other if part.lower_is_better else value > other for other in values)
+
+
+def _protocol(card: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in card.items() if key != "checkpoint"}
+
+
+def as_json(result: Result, images_seen: int) -> dict[str, Any]:
+    """A line of evaluations.jsonl."""
+    return {
+        "images_seen": images_seen,
+        "kimg": images_seen / 1000,
+        "scores": dict(result.scores),
+        "cards": {name: dict(card) for name, card in result.cards.items()},
+        "costs": dict(result.costs),
+    }
+
+
+def append(directory: Path, result: Mapping[str, Any]) -> None:
+    """Adds a line to evaluations.jsonl."""
+    with (directory / _FILE).open("a") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+def read(directory: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run; a line that a kill has torn is passed over."""
+    path, found = directory / _FILE, []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def last_result(directory: Path) -> dict[str, Any] | None:
+    """The evaluation of the most images."""
+    return max(read(directory), key=lambda each: each["images_seen"], default=None)
