@@ -120,9 +120,9 @@ def kernel_distance(
     Raises:
       UserError: fewer images than `subset_size`, or a size below 2; other sizes of features, NaN or infinity.
     """
-    _check_features(real, fake, max(2, subset_size))
     if subset_size < 2:
         raise UserError(f"a subset of {subset_size} has no pairs: 2 images are needed")
+    _check_features(real, fake, subset_size)
     found = [
         _squared_discrepancy(
             real[_subset(seed, f"real/{number}", len(real), subset_size)],
