@@ -224,6 +224,7 @@ SETS = {
     "grid": (np.round(normal(40, 2)), np.round(1.5 * normal(31, 2, seed=1))),
     "halves far away": (np.round(2 * normal(40, 3)) / 2 + 1e3, np.round(2 * normal(31, 3, seed=1)) / 2 + 1e3),
     "fakes all alike": (normal(40, 3), np.full((31, 3), 0.1)),
+    "one fake far away": (normal(40, 3), np.concatenate([0.8 * normal(30, 3, seed=1), np.full((1, 3), 1e8)])),
     "some copies": (normal(40, 3), np.concatenate([normal(40, 3)[:10], 4 * normal(21, 3, seed=1)])),
 }
 

@@ -3,9 +3,9 @@
 Legend: N reals, M fakes, D features, K classes. Features are float32 or float64 [N, D], a row an image. What compares all pairs
 goes block by block, so memory beyond the features stays below 0.5 GiB at D = 2,048, however many images there are.
 
-Distances are worked out as |a|^2 + |b|^2 - 2 a.b, about the reals' mean. Where a definition asks which of two distances is
-larger, squares that differ by less than the bound on their rounding (relative to the longest feature's square: 4 (D + 4) times
-2^-52) count as equal, so that ties and copies are decided as the definition says and not by rounding.
+Distances are worked out as |a|^2 + |b|^2 - 2 a.b, about the reals' mean. Where a definition asks whether an image lies within a
+radius, squares that differ by less than the bound on their rounding count as equal (`_squared_radii`), so that ties and copies
+are decided as the definition says and not by rounding.
 """
 
 from __future__ import annotations
@@ -205,12 +205,12 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[fl
       UserError: fewer than k + 1 images on a side, other sizes of features, NaN or infinity.
     """
     _check_features(real, fake, k + 1)
-    space = _Space.around(real, fake)
-    real_radii, fake_radii = _squared_radii(space, real, k), _squared_radii(space, fake, k)
+    centre = real.mean(0, dtype=np.float64)
+    real_radii, fake_radii = (np.add(*_squared_radii(side, k, centre)) for side in (real, fake))
     is_precise, is_recalled = np.zeros(len(fake), bool), np.zeros(len(real), bool)
-    for rows, columns, squares in space.blocks(real, fake):
-        is_precise[columns] |= (squares <= real_radii[rows, None] + space.rounding).any(0)
-        is_recalled[rows] |= (squares <= fake_radii[columns] + space.rounding).any(1)
+    for rows, columns, squares in _squared_distances(centre, real, fake):
+        is_precise[columns] |= (squares <= real_radii[rows, None]).any(0)
+        is_recalled[rows] |= (squares <= fake_radii[columns]).any(1)
     return float(is_precise.mean()), float(is_recalled.mean())
 
 
@@ -224,11 +224,11 @@ def density_coverage(real: np.ndarray, fake: np.ndarray, k: int = 5) -> tuple[fl
       UserError: fewer than k + 1 reals or no fakes, other sizes of features, NaN or infinity.
     """
     _check_features(real, fake, k + 1, 1)
-    space = _Space.around(real, fake)
-    radii = _squared_radii(space, real, k)
+    centre = real.mean(0, dtype=np.float64)
+    radii, rounding = _squared_radii(real, k, centre)
     pairs, is_covered = 0, np.zeros(len(real), bool)
-    for rows, _, squares in space.blocks(real, fake):
-        inside = squares < radii[rows, None] - space.rounding
+    for rows, _, squares in _squared_distances(centre, real, fake):
+        inside = squares < (radii - rounding)[rows, None]
         pairs += int(inside.sum())
         is_covered[rows] |= inside.any(1)
     return pairs / (k * len(fake)), float(is_covered.mean())
@@ -260,9 +260,9 @@ def nearest_report(real: np.ndarray, fake: np.ndarray, quantile: float = 0.05) -
       UserError: fewer than 2 reals or no fakes, other sizes of features, NaN or infinity.
     """
     _check_features(real, fake, 2, 1)
-    space = _Space.around(real, fake)
-    distances, indices = _nearest(space, fake, real)
-    real_distances, _ = _nearest(space, real)
+    centre = real.mean(0, dtype=np.float64)
+    distances, indices = _nearest(centre, fake, real)
+    real_distances, _ = _nearest(centre, real)
     return NearestReport(distances, indices, real_distances, float(np.quantile(real_distances, quantile)))
 
 
@@ -288,55 +288,47 @@ def mode_coverage(fake_modes: np.ndarray, num_modes: int, real_modes: np.ndarray
     return int(is_there.sum()), float((shares * np.log(shares / data_shares)).sum())
 
 
-@dataclasses.dataclass(frozen=True)
-class _Space:
-    """Where distances are measured from, and how far their squares may be rounded."""
+def _squared_distances(
+    centre: np.ndarray, one: np.ndarray, other: np.ndarray | None = None
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Squared distances of all pairs by blocks: rows of `one`, rows of `other`, float64 [rows, columns].
 
-    centre: np.ndarray
-    rounding: float
-
-    @classmethod
-    def around(cls, real: np.ndarray, fake: np.ndarray) -> _Space:
-        centre = real.mean(0, dtype=np.float64)
-        longest = max(
-            np.square(side[rows] - centre).sum(1).max() for side in (real, fake) for rows in _slices(len(side))
-        )
-        # Two squared distances are compared. Each is off by at most (D + 2) eps / 2 times |a|^2 + |b|^2 + 2 |a| |b|, in whatever
-        # order its sums are taken; the rest is for the centre's subtraction.
-        return cls(centre, 4 * (real.shape[1] + 4) * _EPSILON * float(longest))
-
-    def blocks(self, one: np.ndarray, other: np.ndarray | None = None) -> Iterator[tuple[slice, slice, np.ndarray]]:
-        """Squared distances of all pairs by blocks: rows of `one`, rows of `other`, float64 [rows, columns].
-
-        Of one set alone each pair of blocks comes once, and the distance of an image to itself is infinite.
-        """
-        for rows, columns in _pairs(len(one), None if other is None else len(other)):
-            left, right = one[rows] - self.centre, (one if other is None else other)[columns] - self.centre
-            squares = left @ right.T
-            squares *= -2
-            squares += np.square(left).sum(1)[:, None]
-            squares += np.square(right).sum(1)
-            np.maximum(squares, 0, out=squares)
-            if other is None and rows == columns:
-                np.fill_diagonal(squares, np.inf)
-            yield rows, columns, squares
+    Of one set alone each pair of blocks comes once, and the distance of an image to itself is infinite.
+    """
+    for rows, columns in _pairs(len(one), None if other is None else len(other)):
+        left, right = one[rows] - centre, (one if other is None else other)[columns] - centre
+        squares = left @ right.T
+        squares *= -2
+        squares += np.square(left).sum(1)[:, None]
+        squares += np.square(right).sum(1)
+        np.maximum(squares, 0, out=squares)
+        if other is None and rows == columns:
+            np.fill_diagonal(squares, np.inf)
+        yield rows, columns, squares
 
 
-def _squared_radii(space: _Space, points: np.ndarray, k: int) -> np.ndarray:
-    """The squared distance of each point to the k-th nearest other: float64 [N]."""
+def _squared_radii(points: np.ndarray, k: int, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The squared distance of each point to the k-th nearest other, and how far from it rounding puts equal ones: float64 [N].
+
+    The square of the distance of a and b is off by at most (D + 2) eps / 2 times (|a| + |b|)^2, in whatever order its sums are
+    taken. Where it is near the squared radius r^2 of a, |b| is at most |a| + r; so two squares, this and the radius', are apart
+    by at most (D + 2) eps (2 |a| + r)^2 <= 8 (D + 2) eps (|a|^2 + r^2). The rest is for the centre's subtraction.
+    """
     nearest = np.full((len(points), k), np.inf)
 
     def keep(rows: slice, squares: np.ndarray) -> None:
         nearest[rows] = np.partition(np.concatenate([nearest[rows], squares], axis=1), k - 1, axis=1)[:, :k]
 
-    for rows, columns, squares in space.blocks(points):
+    for rows, columns, squares in _squared_distances(centre, points):
         keep(rows, squares)
         if rows != columns:
             keep(columns, squares.T)
-    return nearest.max(1)
+    radii = nearest.max(1)
+    norms = np.concatenate([np.square(points[rows] - centre).sum(1) for rows in _slices(len(points))])
+    return radii, 8 * (len(centre) + 4) * _EPSILON * (norms + radii)
 
 
-def _nearest(space: _Space, points: np.ndarray, others: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(centre: np.ndarray, points: np.ndarray, others: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Distance and index of the nearest of the others to each point; without others, of the other points."""
     best, indices = np.full(len(points), np.inf), np.zeros(len(points), np.int64)
 
@@ -346,7 +338,7 @@ def _nearest(space: _Space, points: np.ndarray, others: np.ndarray | None = None
         indices[rows] = np.where(is_nearer, place + first, indices[rows])
         best[rows] = np.where(is_nearer, least, best[rows])
 
-    for rows, columns, squares in space.blocks(points, others):
+    for rows, columns, squares in _squared_distances(centre, points, others):
         keep(rows, squares, columns.start)
         if others is None and rows != columns:
             keep(columns, squares.T, rows.start)
@@ -388,5 +380,5 @@ def _check_sizes(real: np.ndarray, fake: np.ndarray) -> None:
 
 
 def _check_finite(values: np.ndarray, what: str) -> None:
-    if not np.isfinite(values).all():
+    if not all(np.isfinite(values[rows]).all() for rows in _slices(len(values))):
         raise UserError(f"{what} hold NaN or infinity")

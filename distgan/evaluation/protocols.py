@@ -102,7 +102,7 @@ class Metric:
             yield f"--evaluation.metrics={self.name} compares class by class: it needs --model.conditional"
 
     def compute(self, real: Collected, fake: Collected) -> dict[str, float]:
-        """The numbers by key, of the first `real_count` reals and `count` fakes.
+        """The numbers by key, from what was collected of `real_count` reals and `count` fakes.
 
         Raises:
           UserError: too few images, or what no metric takes: NaN, infinity.
