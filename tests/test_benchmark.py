@@ -24,6 +24,10 @@ SMALL = ("--preset=cifar10-dcgan", "--model.width=4", "--train.global_batch=16")
         ),
         (("--what=startup",), ("seconds_to_first_step",)),
         (("--what=memory",), ("peak_gib", "estimated_replica_gib")),
+        (
+            ("--what=metrics", "--metrics_count=300", "--metrics_size=20"),
+            ("frechet", "frechet_sqrtm", "kernel", "precision_recall", "precision_recall_matrices"),
+        ),
         (("--what=data", "--blocks=1", "--block_seconds=0.5"), ("sources",)),
     ],
 )

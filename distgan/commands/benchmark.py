@@ -38,11 +38,13 @@ class Options(Config):
         "step",
         "rate beside a hand-written loop; process start to first step; peak memory; rate with and without the "
         "gradients' reduction; reductions by size, with a projection to more replicas; reading and decoding images; a "
-        "step's cost by part",
-        choices=("step", "startup", "memory", "reduction", "allreduce", "data", "parts"),
+        "step's cost by part; metrics beside the usual ways",
+        choices=("step", "startup", "memory", "reduction", "allreduce", "data", "parts", "metrics"),
     )
     blocks: int = option(10, "alternating blocks of each loop (step, reduction)", minimum=1)
     block_seconds: float = option(3.0, "about how long a block takes (step, reduction)", above=0)
+    metrics_count: int = option(50_000, "reals and fakes each (metrics)", minimum=10)
+    metrics_size: int = option(2048, "features of an image (metrics)", minimum=1)
     verbosity: int = option(0, "1 shows TensorFlow's own log", minimum=0, maximum=1)
 
 
@@ -57,6 +59,10 @@ def run(options: Options) -> int:
     config = _without_data(asked)
     if options.what == "startup":
         result = _startup(config)
+    elif options.what == "metrics":
+        from distgan.commands import metric_costs
+
+        result = metric_costs.metric_costs(options.metrics_count, options.metrics_size)
     elif options.what == "data":
         devices.silence(options.verbosity)
         from distgan.commands import loading
