@@ -26,7 +26,10 @@ _OTHERS_WAIT_SECONDS = 3
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("distgan.commands.train", "train; goes on from the newest checkpoint in --run_dir"),
     "sample": ("distgan.commands.sample", "images from a run's generator: a grid PNG or an .npz"),
-    "evaluate": ("distgan.commands.evaluate", "scores of a run's generator, or of two sets of images; results side by side"),
+    "evaluate": (
+        "distgan.commands.evaluate",
+        "scores of a run's generator, or of two sets of images; results side by side",
+    ),
     "presets": ("distgan.commands.presets", "list presets; with a NAME its whole config; with --parts every part"),
     "prepare": ("distgan.commands.prepare", "images, resized once, as TFRecord shards; or --check them"),
     "benchmark": ("distgan.commands.benchmark", "speed, start-up and memory of a preset on this machine, as JSON"),

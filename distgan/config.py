@@ -202,12 +202,16 @@ class EvaluationConfig:
         default="fid",
         may_change=True,
     )
-    every_kimg: float = option(0.0, "images between two evaluations while training; 0 is none", minimum=0, may_change=True)
+    every_kimg: float = option(
+        0.0, "images between two evaluations while training; 0 is none", minimum=0, may_change=True
+    )
     extractor: Part = part(
         "auto", "distgan.evaluation.features:EXTRACTORS", "network whose features are compared", may_change=True
     )
     seed: int = option(0, "of the fakes", minimum=0, may_change=True)
-    truncation: float = option(0.0, "latents are cut to [-truncation, truncation]; 0 is none", minimum=0, may_change=True)
+    truncation: float = option(
+        0.0, "latents are cut to [-truncation, truncation]; 0 is none", minimum=0, may_change=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)

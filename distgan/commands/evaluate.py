@@ -32,9 +32,7 @@ class Options:
     real: str = option("", "images that --fake is compared with: a folder, .zip, .npz, or shards of distgan prepare")
     fake: str = option("", "images to judge instead of a run's generator")
     out: str = option("", "a new JSON file for the result")
-    strategy: str = option(
-        "auto", "shares the work", choices=("auto", "single", "mirrored", "multiworker", "horovod")
-    )
+    strategy: str = option("auto", "shares the work", choices=("auto", "single", "mirrored", "multiworker", "horovod"))
     data: DataConfig = section(DataConfig)
     evaluation: EvaluationConfig = section(EvaluationConfig)
     runtime: RuntimeConfig = section(RuntimeConfig)
@@ -44,7 +42,10 @@ class Options:
 def base(preset: str, run_dir: str) -> dict[str, Any]:
     """The run's own data and evaluation."""
     values = read_config(Path(run_dir)) if run_dir else {}
-    return {**{name: value for name, value in values.items() if name.startswith(("data.", "evaluation."))}, "run_dir": run_dir}
+    return {
+        **{name: value for name, value in values.items() if name.startswith(("data.", "evaluation."))},
+        "run_dir": run_dir,
+    }
 
 
 def run(options: Options, *results: str) -> int:
@@ -104,7 +105,9 @@ def _of_run(options: Options, config: Config, runtime: Any) -> dict[str, Any] | 
         for variable in generator.variables:
             array = arrays.get(variable.path)
             if array is None or tuple(array.shape) != tuple(variable.shape):
-                raise UserError(f"--run_dir={options.run_dir}: the checkpoint is of another model ({variable.path} is not its)")
+                raise UserError(
+                    f"--run_dir={options.run_dir}: the checkpoint is of another model ({variable.path} is not its)"
+                )
             variable.assign(array)
     runtime.broadcast([variable.value for variable in generator.variables])
     extractor = scores.open_extractor(config, images, runtime)
@@ -138,7 +141,9 @@ def _of_sets(options: Options, config: Config, runtime: Any) -> dict[str, Any] |
     reals, fakes = (_open_set(path, flag, config) for path, flag in ((options.real, "real"), (options.fake, "fake")))
     for part in config.evaluation.metrics:
         if part.options.labelled:
-            raise UserError(f"--evaluation.metrics={part.name} compares classes, which --fake={options.fake} is not asked to be of")
+            raise UserError(
+                f"--evaluation.metrics={part.name} compares classes, which --fake={options.fake} is not asked to be of"
+            )
     result = evaluator.evaluate(
         config.evaluation.metrics,
         evaluator.of_images(reals, runtime),
@@ -171,7 +176,10 @@ def _tell(options: Options, result: Mapping[str, Any]) -> None:
     for name, value in result["scores"].items():
         print(f"{name:<24} {value:.6g}")
     for name, card in result["cards"].items():
-        print(f"  {name}: " + ", ".join(f"{key} {value}" for key, value in card.items() if value != "" and key != "metric"))
+        print(
+            f"  {name}: "
+            + ", ".join(f"{key} {value}" for key, value in card.items() if value != "" and key != "metric")
+        )
     for name, value in result["costs"].items():
         print(f"  {name}: {value:.2f}")
     if options.out:
@@ -215,7 +223,9 @@ def _ranked(results: Sequence[Mapping[str, Any]]) -> list[str]:
     for other in others:
         for metric in sorted(first["cards"].keys() | other["cards"].keys()):
             one, two = (each["cards"].get(metric, {}) for each in (first, other))
-            keys = [key for key in sorted(one.keys() | two.keys()) if key not in _JUDGED and one.get(key) != two.get(key)]
+            keys = [
+                key for key in sorted(one.keys() | two.keys()) if key not in _JUDGED and one.get(key) != two.get(key)
+            ]
             if keys:
                 told = ", ".join(f"{key} is {one.get(key)} and {two.get(key)}" for key in keys)
                 raise UserError(f"{first['name']} and {other['name']} can't be ranked by {metric}: {told}")

@@ -67,9 +67,7 @@ class Side:
     """Under which key their statistics may be kept; empty where they are not."""
 
 
-def of_generator(
-    sampler: Sampler, runtime: Runtime, config: EvaluationConfig, label_counts: Sequence[int]
-) -> Side:
+def of_generator(sampler: Sampler, runtime: Runtime, config: EvaluationConfig, label_counts: Sequence[int]) -> Side:
     """Fakes: image number i of a seed is the same image anywhere; classes are drawn as often as in the data."""
     place, seed, truncation = runtime.topology, config.seed, config.truncation
 
@@ -112,7 +110,9 @@ def of_images(images: Images, runtime: Runtime, count: int = 0) -> Side:
             try:
                 yield [(first, *images.read(numbers))] if len(numbers) else []
             except BadImage as bad:
-                raise UserError(f"{bad}: an evaluation needs every image (distgan prepare --check lists bad ones)") from None
+                raise UserError(
+                    f"{bad}: an evaluation needs every image (distgan prepare --check lists bad ones)"
+                ) from None
 
     return Side(total, rounds, f"{images.name}, fingerprint {images.fingerprint}", images.fingerprint)
 
@@ -147,8 +147,19 @@ def evaluate(
     for part in options:
         _check(part, real, fake, extractor)
     costs: dict[str, float] = {}
-    reals = _collect(real, [(each.needs_real, getattr(each, "real_count", 0)) for each in options], extractor, runtime, costs, "real", cache_dir, interrupted)
-    fakes = _collect(fake, [(each.needs_fake, each.count) for each in options], extractor, runtime, costs, "fake", None, interrupted)
+    reals = _collect(
+        real,
+        [(each.needs_real, getattr(each, "real_count", 0)) for each in options],
+        extractor,
+        runtime,
+        costs,
+        "real",
+        cache_dir,
+        interrupted,
+    )
+    fakes = _collect(
+        fake, [(each.needs_fake, each.count) for each in options], extractor, runtime, costs, "fake", None, interrupted
+    )
     if not runtime.topology.is_primary:
         return None
     scores: dict[str, float] = {}
@@ -176,11 +187,15 @@ def evaluate(
 def _check(part: Metric, real: Side, fake: Side, extractor: Features) -> None:
     needs = part.needs_real | part.needs_fake
     if "probabilities" in needs and not extractor.num_classes:
-        raise UserError(f"--evaluation.metrics={part.name} needs class probabilities, which {extractor.name} does not give")
+        raise UserError(
+            f"--evaluation.metrics={part.name} needs class probabilities, which {extractor.name} does not give"
+        )
     sides = {"reals": real.count if part.needs_real else None, "fakes": min(part.count, fake.count)}
     for name, count in sides.items():
         if count is not None and count < part.smallest:
-            raise UserError(f"--evaluation.metrics={part.name} needs at least {part.smallest} {name}, there are {count}")
+            raise UserError(
+                f"--evaluation.metrics={part.name} needs at least {part.smallest} {name}, there are {count}"
+            )
 
 
 def _collect(
@@ -242,7 +257,9 @@ def _look(
             features, probabilities = extractor(images)
             seconds += time.perf_counter() - begun
             if not np.isfinite(features).all():
-                raise UserError(f"{extractor.name} gives features that are not finite for {name} images from {first} on")
+                raise UserError(
+                    f"{extractor.name} gives features that are not finite for {name} images from {first} on"
+                )
             each = {"features": features, "probabilities": probabilities, "labels": labels, "images": images}
             rows.append((first, {field: each[field] for field in fields - {"moments"}}))
             pending.append((first, features))
@@ -253,14 +270,20 @@ def _look(
     add_moments()
     found: dict[tuple[int, str], Any] = {}
     for count, mine in moments.items():
-        parts = runtime.total([np.array(mine.count, np.float64), mine.total, mine.outer], f"evaluate/{name}/moments{count}")
+        parts = runtime.total(
+            [np.array(mine.count, np.float64), mine.total, mine.outer], f"evaluate/{name}/moments{count}"
+        )
         found[count, "moments"] = Moments(int(parts[0]), parts[1], parts[2])
     for field in sorted(fields - {"moments"}):
         whole = _gather(rows, field, largest, runtime, name)
         found |= {(count, field): whole[:count] for count, one in asked if one == field}
     elapsed = time.perf_counter() - start
     images_per_second = largest / elapsed
-    costs |= {f"seconds/{name}": elapsed, f"seconds/{name}_features": seconds, f"images_per_second/{name}": images_per_second}
+    costs |= {
+        f"seconds/{name}": elapsed,
+        f"seconds/{name}_features": seconds,
+        f"images_per_second/{name}": images_per_second,
+    }
     return found
 
 
@@ -268,7 +291,9 @@ def _gather(
     rows: Sequence[tuple[int, Mapping[str, np.ndarray]]], field: str, count: int, runtime: Runtime, name: str
 ) -> np.ndarray:
     """A field of all images, in their order, from the rows that each worker has: others' are zeros in the sum."""
-    shape, dtype = runtime.control.gather([[*rows[0][1][field].shape[1:]], rows[0][1][field].dtype.name] if rows else None)[0]
+    shape, dtype = runtime.control.gather(
+        [[*rows[0][1][field].shape[1:]], rows[0][1][field].dtype.name] if rows else None
+    )[0]
     whole = np.zeros((count, *shape), dtype)
     for first, fields in rows:
         whole[first : first + len(fields[field])] = fields[field]

@@ -100,7 +100,9 @@ def find(folder: Path, which: str) -> Checkpoint:
     there = {int(path.name): path for path in whole(folder)}
     if images_seen is None or not str(images_seen).isdecimal() or int(images_seen) not in there:
         names = ", ".join(map(str, there))
-        raise UserError(f"--checkpoint={which} is not there: newest, best after an evaluation, or one of {names or 'none'}")
+        raise UserError(
+            f"--checkpoint={which} is not there: newest, best after an evaluation, or one of {names or 'none'}"
+        )
     try:
         return read(there[int(images_seen)])
     except (OSError, ValueError, KeyError) as error:

@@ -69,7 +69,14 @@ class Evaluations:
             self.sampler, self.runtime, config.evaluation, self.sampler.description.label_counts
         )
         result = evaluator.evaluate(
-            config.evaluation.metrics, self.reals, fakes, self.extractor, self.runtime, cache_dir(config), facts, interrupted
+            config.evaluation.metrics,
+            self.reals,
+            fakes,
+            self.extractor,
+            self.runtime,
+            cache_dir(config),
+            facts,
+            interrupted,
         )
         if result is None or self.directory is None:
             return None
@@ -77,7 +84,9 @@ class Evaluations:
         append(self.directory, found)
         self.last = found
         told = ", ".join(f"{name} {value:.4g}" for name, value in result.scores.items())
-        seconds = sum(value for name, value in result.costs.items() if name in ("seconds/real", "seconds/fake", "seconds/metrics"))
+        seconds = sum(
+            value for name, value in result.costs.items() if name in ("seconds/real", "seconds/fake", "seconds/metrics")
+        )
         log.info("evaluated at %g kimg in %.1f s: %s", seen / 1000, seconds, told)
         return found
 
