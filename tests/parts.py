@@ -1,4 +1,4 @@
-"""Parts of a user's own, named by dotted path: a model without batch norm or dropout, and slow images."""
+"""Parts of a user's own, named by dotted path: a model without batch norm or dropout, slow images, an extractor."""
 
 import dataclasses
 import os
@@ -9,6 +9,7 @@ import numpy as np
 from distgan.config import option
 from distgan.data.arrays import Digits
 from distgan.data.source import InMemory
+from distgan.evaluation.features import Features
 from distgan.models.layers import Chain
 
 
@@ -87,3 +88,17 @@ class _Slow(InMemory):
     def read(self, indices):
         time.sleep(0.2)
         return super().read(indices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Averages:
+    """An extractor: the mean colour of each of some bands of an image."""
+
+    bands: int = option(2, "from top to bottom", minimum=1)
+
+    def open(self, images, cache_dir):
+        def chunk(pixels):
+            bands = np.array_split(pixels.astype(np.float32), self.bands, axis=1)
+            return np.concatenate([band.mean((1, 2)) for band in bands], axis=1), None
+
+        return Features("averages", "", 3 * self.bands, 0, "none", chunk)

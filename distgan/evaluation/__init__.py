@@ -1,1 +1,1 @@
-"""Images from a generator."""
+"""Images from a generator, and the features of images that scores compare."""
