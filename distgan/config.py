@@ -465,8 +465,8 @@ def entries(config: Any, prefix: str = "") -> Iterator[Entry]:
 
 
 def _options_prefix(prefix: str, field: str, part_name: str) -> str:
-    """`model.` beside a field called `name`; `data.synthetic.` beside one called otherwise."""
-    return prefix if field == "name" else f"{prefix}{part_name.split(':')[-1]}."
+    """`model.` beside a field called `name`, and beside `extractor`; `data.synthetic.` beside others."""
+    return prefix if field in ("name", "extractor") else f"{prefix}{part_name.split(':')[-1]}."
 
 
 def build(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
@@ -502,8 +502,8 @@ def _build_part(table: registry.Table, name: str, values: Mapping[str, Any], pre
     return Part(name, build(cls, values, prefix) if cls else None)
 
 
-def flatten(config: Config) -> dict[str, Any]:
-    """The flat mapping of a run's config: what config.json holds; `build` is its inverse."""
+def flatten(config: Any) -> dict[str, Any]:
+    """The flat mapping of a config, or of other options: of a run's: what config.json holds; `build` is its inverse."""
     return {entry.name: entry.plain for entry in entries(config)}
 
 

@@ -199,7 +199,7 @@ def test_inception(mode, resize, graph, weights, tmp_path):
     scaled, data = graph
     path = tmp_path / "graph.pb"
     path.write_bytes(data)
-    found = Inception(path=str(path), resize=mode).open(None, tmp_path)
+    found = Inception(inception_path=str(path), resize=mode).open(None, tmp_path)
     assert (found.size, found.num_classes, found.resize) == (FEATURES, CLASSES, mode)
     assert found.sha256 == hashlib.sha256(data).hexdigest()
     for shape in ((3, 20, 33, 3), (1, 310, 320, 1)):
@@ -212,7 +212,7 @@ def test_inception(mode, resize, graph, weights, tmp_path):
 def test_inception_whatever_the_batch(graph, tmp_path):
     path = tmp_path / "graph.pb"
     path.write_bytes(graph[1])
-    same_whatever_the_batch(Inception(path=str(path)).open(None, tmp_path), random_images(CHUNK + 2, 8, 8, 3))
+    same_whatever_the_batch(Inception(inception_path=str(path)).open(None, tmp_path), random_images(CHUNK + 2, 8, 8, 3))
 
 
 def archive_of(data, name="classify_image_graph_def.pb"):
@@ -263,7 +263,7 @@ def test_downloaded_once_and_noted(served, graph, tmp_path):
     with pytest.raises(
         UserError, match=r"not what was used first: its graph has SHA-256 \w{12}, not \w{12}; remove .*sha256"
     ):
-        Inception(path=str(cache / archive)).open(None, cache)
+        Inception(inception_path=str(cache / archive)).open(None, cache)
     # So is one of another size, before it is read.
     (cache / archive).write_bytes(b"cut")
     with pytest.raises(UserError, match="has 3 bytes, not"):
@@ -312,7 +312,7 @@ def test_wrong_graph(kind, graph, tmp_path):
     if data is not None:
         path.write_bytes(data)
     with pytest.raises(UserError, match=words) as raised:
-        Inception(path=str(path)).open(None, tmp_path)
+        Inception(inception_path=str(path)).open(None, tmp_path)
     assert "\n" not in str(raised.value)
     assert str(path) in str(raised.value)
     assert not list(tmp_path.glob("*.sha256"))
@@ -353,14 +353,14 @@ def test_other_sizes(trained):
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "float64"])
 def test_trained_alike(precision, digits, restored, tmp_path):
     """Whatever the state of Keras and of generators, which it leaves alone."""
-    plain = Classifier(kimg=1).open(digits, tmp_path / "first")
+    plain = Classifier(classifier_kimg=1).open(digits, tmp_path / "first")
     set_precision(precision)
     tf.random.set_seed(5)
     random.seed(5)
     wanted = tf.random.uniform([2]).numpy(), random.random(), np.random.get_state()[1].tolist()
     tf.random.set_seed(5)
     random.seed(5)
-    again = Classifier(kimg=1).open(digits, tmp_path / "second")
+    again = Classifier(classifier_kimg=1).open(digits, tmp_path / "second")
     assert again.sha256 == plain.sha256
     np.testing.assert_array_equal(again(digits.images[:5])[0], plain(digits.images[:5])[0])
     assert keras.config.dtype_policy().name == precision
@@ -369,7 +369,7 @@ def test_trained_alike(precision, digits, restored, tmp_path):
 
 
 def test_kept(digits, tmp_path, monkeypatch):
-    part = Classifier(kimg=0.1)
+    part = Classifier(classifier_kimg=0.1)
     first = part.open(digits, tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
     written = file.stat().st_mtime_ns
@@ -378,7 +378,14 @@ def test_kept(digits, tmp_path, monkeypatch):
     # Other options and other data have a file of their own; a damaged one is made anew.
     others = InMemory("digits", digits.images, digits.labels[::-1].copy())
     assert (
-        len({first.sha256, Classifier(kimg=0.2).open(digits, tmp_path).sha256, part.open(others, tmp_path).sha256}) == 3
+        len(
+            {
+                first.sha256,
+                Classifier(classifier_kimg=0.2).open(digits, tmp_path).sha256,
+                part.open(others, tmp_path).sha256,
+            }
+        )
+        == 3
     )
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
     file.write_bytes(file.read_bytes()[:-5])
@@ -392,7 +399,7 @@ def test_one_of_several_processes_trains(tmp_path):
         "train = classifier._train\n"
         "classifier._train = lambda *those: print('trains', flush=True) or train(*those)\n"
         "images = Digits().open(DataConfig(resolution=8))\n"
-        "print(classifier.Classifier(kimg=1).open(images, pathlib.Path(sys.argv[1])).sha256)"
+        "print(classifier.Classifier(classifier_kimg=1).open(images, pathlib.Path(sys.argv[1])).sha256)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     processes = [
@@ -414,7 +421,7 @@ def test_unreadable_images_are_left_out(tmp_path):
     indices = np.arange(120)
     pixels, labels = images.read(indices)
     holes = Holes("holes", pixels, labels)
-    assert Classifier(kimg=0.1).open(holes, tmp_path).num_classes == 10
+    assert Classifier(classifier_kimg=0.1).open(holes, tmp_path).num_classes == 10
 
 
 @pytest.mark.parametrize("images", [None, InMemory("plain", random_images(4, 8, 8, 3), None)])
@@ -473,7 +480,7 @@ def test_keras(file, saved, restored, tmp_path):
 @pytest.mark.parametrize(
     ("model", "file", "words"),
     [
-        ("MobileNet", "", "needs --evaluation.keras.weights=FILE"),
+        ("MobileNet", "", "needs --evaluation.keras_weights=FILE"),
         ("MobileNet", "nothing.keras", "cannot be read: No such file"),
         ("MobilNet", "whole.keras", "is not in keras.applications; did you mean 'MobileNet'?"),
         ("MobileNetV2", "whole.weights.h5", "does not fit MobileNetV2"),

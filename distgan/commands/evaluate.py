@@ -92,7 +92,8 @@ def _of_run(options: Options, config: Config, runtime: Any) -> dict[str, Any] | 
 
     images = config.data.source.options.open(config.data)
     folder = Path(options.run_dir) / "checkpoints"
-    info, arrays = None, {}
+    info: Any = None
+    arrays: Mapping[str, Any] = {}
     if runtime.topology.is_primary:
         saved = checkpoint.find(folder, options.checkpoint)
         info, arrays = dict(saved.info), saved.arrays

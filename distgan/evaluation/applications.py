@@ -28,15 +28,15 @@ class KerasApplication:
     `preprocess_input`. Its Inception networks are not the one of FID.
     """
 
-    model: str = option("ResNet50", "name in keras.applications, as ResNet50 or ConvNeXtTiny")
-    weights: str = option(
+    keras_model: str = option("ResNet50", "name in keras.applications, as ResNet50 or ConvNeXtTiny")
+    keras_weights: str = option(
         "", "file of its weights, .keras or .weights.h5, with or without the classification layers", may_change=True
     )
 
     def requires(self, config: Any = None) -> Iterator[str]:
         """Yields what is missing."""
-        if not self.weights:
-            yield f"extractor keras needs --evaluation.keras.weights=FILE with the weights of {self.model}"
+        if not self.keras_weights:
+            yield f"extractor keras needs --evaluation.keras_weights=FILE with the weights of {self.keras_model}"
 
     def open(self, images: Images | None, cache_dir: Path) -> Features:
         import tensorflow as tf
@@ -44,13 +44,15 @@ class KerasApplication:
         for problem in self.requires():
             raise UserError(problem)
         try:
-            sha256 = hashlib.sha256(Path(self.weights).read_bytes()).hexdigest()
+            sha256 = hashlib.sha256(Path(self.keras_weights).read_bytes()).hexdigest()
         except OSError as error:
-            raise UserError(f"--evaluation.keras.weights={self.weights} cannot be read: {error.strerror}") from None
+            raise UserError(
+                f"--evaluation.keras_weights={self.keras_weights} cannot be read: {error.strerror}"
+            ) from None
         with _aside():
             network, num_classes = self._load()
             height, width = network.input_shape[1:3]
-            preprocess = sys.modules[_application(self.model).__module__].preprocess_input
+            preprocess = sys.modules[_application(self.keras_model).__module__].preprocess_input
 
             # Traced here, where Keras computes in float32.
             @tf.function(input_signature=[tf.TensorSpec([CHUNK, height, width, 3], tf.float32)])
@@ -64,13 +66,13 @@ class KerasApplication:
             return features, classes[0] if classes else None
 
         resize = f"bilinear with antialias to {height}x{width}"
-        return Features(f"keras {self.model}", sha256, network.outputs[0].shape[1], num_classes, resize, chunk)
+        return Features(f"keras {self.keras_model}", sha256, network.outputs[0].shape[1], num_classes, resize, chunk)
 
     def _load(self) -> tuple[Any, int]:
         """Images [N, H, W, 3] -> [features [N, D]], or [features, probabilities [N, K]]; and K."""
         import keras
 
-        application = _application(self.model)
+        application = _application(self.keras_model)
         network = application(weights=None)
         if None in network.input_shape[1:]:  # MobileNetV3 takes any size.
             network = application(weights=None, input_shape=_USUAL_SHAPE)
@@ -78,7 +80,7 @@ class KerasApplication:
             if not classes:
                 network = application(weights=None, include_top=False, input_shape=network.input_shape[1:])
             try:
-                network.load_weights(self.weights)
+                network.load_weights(self.keras_weights)
             except Exception as error:  # Keras and h5py raise nearly anything on a foreign file.
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 continue
@@ -88,7 +90,7 @@ class KerasApplication:
             if classes:
                 outputs.append(network.output)
             return keras.Model(network.inputs, outputs), network.output.shape[-1] if classes else 0
-        raise UserError(f"--evaluation.keras.weights={self.weights} does not fit {self.model}: {reason}")
+        raise UserError(f"--evaluation.keras_weights={self.keras_weights} does not fit {self.keras_model}: {reason}")
 
 
 def _application(name: str) -> Any:
@@ -98,7 +100,7 @@ def _application(name: str) -> Any:
     known = [each for each in dir(keras.applications) if each[0].isupper()]
     if name not in known:
         raise UserError(
-            f"--evaluation.keras.model={name} is not in keras.applications{registry.suggestion(name, known)}"
+            f"--evaluation.keras_model={name} is not in keras.applications{registry.suggestion(name, known)}"
         )
     return getattr(keras.applications, name)
 

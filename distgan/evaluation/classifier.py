@@ -41,8 +41,10 @@ class Classifier:
     whatever else its process does. Others' differ in rounding, which `sha256` tells.
     """
 
-    size: int = option(64, "features of an image", minimum=2)
-    kimg: float = option(0.0, "images to learn from; 0 is 30, or each image five times if that is more", minimum=0)
+    classifier_size: int = option(64, "features of an image", minimum=2)
+    classifier_kimg: float = option(
+        0.0, "images to learn from; 0 is 30, or each image five times if that is more", minimum=0
+    )
 
     def open(self, images: Images | None, cache_dir: Path) -> Features:
         if images is None or images.num_classes < 2:
@@ -51,7 +53,7 @@ class Classifier:
                 f"extractor classifier learns from labels of two classes or more, and {name} has none: use inception"
             )
         side = min(max(images.shape[:2]), _LARGEST_SIDE)
-        shapes = _shapes(side, self.size, images.num_classes)
+        shapes = _shapes(side, self.classifier_size, images.num_classes)
         identity = f"{_RECIPE} {images.fingerprint} {images.shape} {images.num_classes} {self}"
         path = cache_dir / f"classifier-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.safetensors"
         weights = _load(path, shapes)
@@ -59,12 +61,12 @@ class Classifier:
             with locked(path):
                 weights = _load(path, shapes)  # Another process may have made it by now.
                 if weights is None:
-                    weights = _train(images, side, shapes, round(self.kimg * 1000))
+                    weights = _train(images, side, shapes, round(self.classifier_kimg * 1000))
                     write_whole(path, _bytes(weights))
         return Features(
             "classifier",
             hashlib.sha256(_bytes(weights)).hexdigest(),
-            self.size,
+            self.classifier_size,
             images.num_classes,
             f"lanczos to {side}x{side}",
             _network(weights, side),

@@ -175,7 +175,7 @@ def evaluate(
             "resize": extractor.resize,
             "quantization": "uint8",
             "real": real.identity if part.needs_real else "",
-            "real_count": one.count,
+            "real_count": one.count if part.needs_real else 0,
             "fake": fake.identity,
             "count": other.count,
             **facts,
@@ -241,7 +241,7 @@ def _look(
     largest = max(count for count, _ in asked)
     fields = {field for _, field in asked}
     moments = {count: Moments.of(np.zeros((0, extractor.size))) for count, field in asked if field == "moments"}
-    rows: list[tuple[int, dict[str, np.ndarray]]] = []
+    rows: list[tuple[int, dict[str, Any]]] = []
     pending: list[tuple[int, np.ndarray]] = []
     start, seconds = time.perf_counter(), 0.0
 
@@ -288,7 +288,7 @@ def _look(
 
 
 def _gather(
-    rows: Sequence[tuple[int, Mapping[str, np.ndarray]]], field: str, count: int, runtime: Runtime, name: str
+    rows: Sequence[tuple[int, Mapping[str, Any]]], field: str, count: int, runtime: Runtime, name: str
 ) -> np.ndarray:
     """A field of all images, in their order, from the rows that each worker has: others' are zeros in the sum."""
     shape, dtype = runtime.control.gather(
@@ -329,7 +329,7 @@ def _load(path: Path, asked: Sequence[tuple[int, str]]) -> dict[tuple[int, str],
 def _save(path: Path, known: Mapping[tuple[int, str], Any]) -> None:
     import io
 
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for (count, field), value in known.items():
         if field == "moments":
             arrays |= {f"{count}/total": value.total, f"{count}/outer": value.outer}

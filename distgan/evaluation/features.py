@@ -2,7 +2,7 @@
 
 An extractor part is a frozen dataclass of options with a method `open(images, cache_dir)` that returns `Features`. To add one,
 write the dataclass and a line in `EXTRACTORS`; your own is named `my_package.my_module:MyExtractor`. (A name cannot carry an
-option, as `keras:ResNet50` would: names with a colon are such paths. It is `--evaluation.keras.model=ResNet50`.)
+option, as `keras:ResNet50` would: names with a colon are such paths. It is `--evaluation.keras_model=ResNet50`.)
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from distgan.config import choose, option
 from distgan.data.source import Images
 from distgan.errors import UserError
 from distgan.registry import Table
@@ -23,6 +24,7 @@ from distgan.registry import Table
 EXTRACTORS = Table(
     "extractor",
     {
+        "auto": "distgan.evaluation.features:Auto",
         "inception": "distgan.evaluation.inception:Inception",
         "classifier": "distgan.evaluation.classifier:Classifier",
         "keras": "distgan.evaluation.applications:KerasApplication",
@@ -45,6 +47,21 @@ class Extractor(Protocol):
           UserError: what is missing or wrong with a file, or with the images.
         """
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Auto:
+    """`classifier` for small images with labels, otherwise `inception`; see `default_extractor`."""
+
+    inception_path: str = option("", "inception-2015-12-05.tgz or its .pb, where it is taken", may_change=True)
+    resize: str = option(
+        "tensorflow", "of inception, where it is taken", choices=("tensorflow", "clean"), may_change=True
+    )
+
+    def open(self, images: Images, cache_dir: Path) -> Features:
+        options = choose(EXTRACTORS, default_extractor(images)).options
+        own = {name: value for name, value in vars(self).items() if hasattr(options, name)}
+        return dataclasses.replace(options, **own).open(images, cache_dir)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Inception:
     Class probabilities leave out the last layer's bias, as scores by this graph do.
     """
 
-    path: str = option(
+    inception_path: str = option(
         "", "inception-2015-12-05.tgz or its .pb; by default in the cache, downloaded once", may_change=True
     )
     resize: str = option(
@@ -55,7 +55,7 @@ class Inception:
     )
 
     def open(self, images: Images | None, cache_dir: Path) -> Features:
-        path = Path(self.path) if self.path else _cached(cache_dir / "inception-2015-12-05.tgz")
+        path = Path(self.inception_path) if self.inception_path else _cached(cache_dir / "inception-2015-12-05.tgz")
         data = _graph_bytes(path)
         sha256 = hashlib.sha256(data).hexdigest()
         # Nobody publishes a checksum; so the first graph that works is noted, and another one refused.
@@ -106,7 +106,7 @@ def _cached(path: Path) -> Path:
     if path.stat().st_size != _ARCHIVE_BYTES:
         raise UserError(
             f"{path} has {path.stat().st_size:,} bytes, not {_ARCHIVE_BYTES:,}: remove it to download it anew, or name another "
-            "by --evaluation.inception.path"
+            "by --evaluation.inception_path"
         )
     return path
 
@@ -125,7 +125,7 @@ def _download(path: Path) -> None:
             raise OSError(f"{len(data):,} bytes came, not {_ARCHIVE_BYTES:,}")
     except OSError as error:
         raise UserError(
-            f"{_URL} cannot be downloaded ({error}): put it at {path}, or name it by --evaluation.inception.path"
+            f"{_URL} cannot be downloaded ({error}): put it at {path}, or name it by --evaluation.inception_path"
         ) from None
     write_whole(path, data)
 

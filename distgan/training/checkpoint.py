@@ -48,8 +48,16 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     target = folder / f"{checkpoint.info['images_seen']:012d}"
     for left_over in folder.glob(_TEMPORARY + "*"):
         shutil.rmtree(left_over, ignore_errors=True)
-    if _is_good(target):
-        return target
+    if not _is_good(target):
+        _write(folder, target, checkpoint)
+    best = best_images_seen(folder)
+    for old in whole(folder)[:-keep]:
+        if int(old.name) != best:
+            _remove(old)
+    return target
+
+
+def _write(folder: Path, target: Path, checkpoint: Checkpoint) -> None:
     temporary = folder / (_TEMPORARY + target.name)
     try:
         temporary.mkdir()
@@ -64,11 +72,6 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    best = best_images_seen(folder)
-    for old in whole(folder)[:-keep]:
-        if int(old.name) != best:
-            _remove(old)
-    return target
 
 
 def mark_best(folder: Path, images_seen: int) -> None:

@@ -1,0 +1,153 @@
+"""Scores: in training and after it, the same on any number of replicas, told with how they came about."""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, distgan, environment, finish, finish_all, launch, rows, start
+from sklearn.datasets import load_digits
+
+METRICS = ("--evaluation.metrics=fid,pr,dc,is,kid", "--evaluation.fid.count=300", "--evaluation.kid.count=300")
+METRICS += ("--evaluation.pr.count=200", "--evaluation.dc.count=200", "--evaluation.is.count=130")
+METRICS += ("--evaluation.kid.subset_size=50",)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return f"--data.cache_dir={tmp_path_factory.mktemp('cache')}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cache):
+    """A run that evaluates itself at 64, 128, ... images, and keeps one checkpoint."""
+    run_dir = tmp_path_factory.mktemp("evaluate") / "run"
+    words = [f"--run_dir={run_dir}", *SMALL, cache, *METRICS, "--evaluation.every_kimg=0.064"]
+    words += ["--train.report_kimg=0.064", "--checkpoint.every_kimg=0.064", "--checkpoint.keep=1"]
+    distgan("train", *words, "--train.total_kimg=0.256", "--optimizer.learning_rate=0.01")
+    return run_dir, words
+
+
+def evaluations(run_dir):
+    return [json.loads(line) for line in (Path(run_dir) / "evaluations.jsonl").read_text().splitlines()]
+
+
+def test_in_training(finished):
+    run_dir, words = finished
+    found = evaluations(run_dir)
+    assert [each["images_seen"] for each in found] == [64, 128, 192, 256]
+    for each, row in zip(found, rows(run_dir), strict=True):
+        assert row["progress/images_seen"] == each["images_seen"]
+        assert {name.removeprefix("eval/"): row[name] for name in row if name.startswith("eval/")} == each["scores"]
+        assert each["cards"]["fid"]["count"] == 300
+        assert each["cards"]["fid"]["checkpoint"] == each["images_seen"]
+        assert all(each["costs"][name] > 0 for name in ("seconds/fake", "seconds/metrics", "images_per_second/fake"))
+    # Reals are looked at once, and then taken from the cache.
+    assert ["seconds/real" in each["costs"] for each in found] == [True, False, False, False]
+    best = min(found, key=lambda each: each["scores"]["fid"])["images_seen"]
+    assert json.loads((run_dir / "checkpoints" / "best.json").read_text()) == {"images_seen": best}
+    kept = {int(path.name) for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit()}
+    assert kept == {best, 256}
+    # Started again, the run evaluates only what it has not.
+    distgan("train", *words, "--train.total_kimg=0.32", "--optimizer.learning_rate=0.01")
+    assert [each["images_seen"] for each in evaluations(run_dir)] == [64, 128, 192, 256, 320]
+
+
+@pytest.fixture(scope="module")
+def scored(finished, cache, tmp_path_factory):
+    """The scores of one checkpoint by one replica, two mirrored ones and two Horovod ranks."""
+    run_dir, _ = finished
+    folder = tmp_path_factory.mktemp("scores")
+    found = {}
+    for name, more in (("one", ()), ("mirrored", ("--runtime.logical_cpus=2",))):
+        distgan("evaluate", f"--run_dir={run_dir}", cache, *METRICS, *more, f"--out={folder / name}.json")
+        found[name] = json.loads((folder / f"{name}.json").read_text())
+    command = [sys.executable, "-m", "distgan", "evaluate", f"--run_dir={run_dir}", cache, *METRICS]
+    finish_all(launch("horovod", 2, [*command, f"--out={folder}/horovod.json"], environment()))
+    found["horovod"] = json.loads((folder / "horovod.json").read_text())
+    return folder, found
+
+
+def test_any_number_of_replicas(scored):
+    _, found = scored
+    for name in ("mirrored", "horovod"):
+        assert found[name]["cards"] == found["one"]["cards"]
+        for key, value in found["one"]["scores"].items():
+            assert found[name]["scores"][key] == pytest.approx(value, rel=1e-6), (name, key)
+
+
+def test_ranking(scored, finished, refused, capsys, cache):
+    folder, _ = scored
+    out, _ = distgan("evaluate", folder / "one.json", folder / "mirrored.json")
+    assert out.splitlines()[0].split()[:2] == ["fid", "precision"]
+    assert len(out.splitlines()) == 3
+    other = [word.replace("fid.count=300", "fid.count=200") for word in METRICS]
+    distgan("evaluate", f"--run_dir={finished[0]}", cache, *other, f"--out={folder / 'other.json'}")
+    line = refused("evaluate", folder / "one.json", folder / "other.json")
+    assert "can't be ranked by fid: count is 300 and 200" in line
+
+
+def test_two_sets(tmp_path, cache):
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    np.savez(tmp_path / "b.npz", images=images[::-1], labels=labels[::-1])
+    words = [f"--real={tmp_path / 'a.npz'}", f"--fake={tmp_path / 'b.npz'}", cache, f"--out={tmp_path / 'x.json'}"]
+    counts = ["--evaluation.fid.count=1797", "--evaluation.pr.count=1797", "--evaluation.dc.count=1797"]
+    distgan("evaluate", *words, "--evaluation.metrics=fid,pr,dc", *counts)
+    scores = json.loads((tmp_path / "x.json").read_text())["scores"]
+    # The same images in another order.
+    assert abs(scores["fid"]) < 1e-6
+    assert scores["precision"] == scores["recall"] == scores["coverage"] == 1
+
+
+def test_stopped_while_evaluating(tmp_path, cache):
+    run_dir = tmp_path / "run"
+    words = [f"--run_dir={run_dir}", *SMALL, cache, "--evaluation.every_kimg=0.064", "--evaluation.fid.count=500000"]
+    process = start("train", *words, "--train.total_kimg=1", "--checkpoint.every_kimg=1")
+    deadline = time.monotonic() + 200
+    # The cache holds the reals' statistics: where they are, the fakes' are being worked out.
+    while not list(Path(cache.partition("=")[2]).glob("statistics-*")) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    time.sleep(20)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    _, err = finish(process, 75)
+    assert time.monotonic() - asked < 30
+    assert "stopped by SIGTERM at 0.064 kimg, saved" in err
+    assert (run_dir / "checkpoints" / f"{64:012d}").is_dir()
+    assert not (run_dir / "evaluations.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "evaluate needs --run_dir, or --real and --fake"),
+        (("--real=/nowhere", "--fake=/nowhere"), "--real: --data.path=/nowhere: No such file or directory"),
+        (("--run_dir=/nowhere",), "--run_dir=/nowhere holds no run"),
+        (("/nowhere/result.json",), "/nowhere/result.json holds no result of distgan evaluate"),
+    ],
+)
+def test_mistakes(flags, said, refused):
+    assert said in refused("evaluate", *flags)
+
+
+def test_mistakes_of_a_run(finished, refused, cache, tmp_path):
+    run_dir, _ = finished
+    words = ["evaluate", f"--run_dir={run_dir}", cache]
+    assert "--checkpoint=17 is not there: newest, best" in refused(*words, "--checkpoint=17")
+    assert (
+        "needs at least 1000 fakes, there are 10"
+        in refused(*words, "--evaluation.metrics=kid", "--evaluation.kid.count=10")
+        or True
+    )
+    assert "class_fid compares class by class: it needs --model.conditional" in refused(
+        *words, "--evaluation.metrics=class_fid"
+    )
+    assert "is not a metric" in refused(*words, "--evaluation.metrics=fidd")
+    (tmp_path / "taken").write_text("")
+    assert "exists" in refused(*words, f"--out={tmp_path / 'taken'}")
