@@ -176,11 +176,12 @@ def _open_set(path: str, flag: str, config: Config) -> Images:
 def _tell(options: Options, result: Mapping[str, Any]) -> None:
     for name, value in result["scores"].items():
         print(f"{name:<24} {value:.6g}")
-    for name, card in result["cards"].items():
-        print(
-            f"  {name}: "
-            + ", ".join(f"{key} {value}" for key, value in card.items() if value != "" and key != "metric")
-        )
+    cards = {name: {key: value for key, value in card.items() if value != ""} for name, card in result["cards"].items()}
+    first, *others = cards.values()
+    shared = {key: value for key, value in first.items() if all(card.get(key) == value for card in others)}
+    print("  all: " + _spell(shared))
+    for name, card in cards.items():
+        print(f"  {name}: " + _spell({key: value for key, value in card.items() if key not in {*shared, "metric"}}))
     for name, value in result["costs"].items():
         print(f"  {name}: {value:.2f}")
     if options.out:
@@ -191,6 +192,10 @@ def _tell(options: Options, result: Mapping[str, Any]) -> None:
             temporary.rename(path)
         except OSError as error:
             raise UserError(f"--out={options.out} cannot be written: {error.strerror}") from None
+
+
+def _spell(card: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in card.items())
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class PhaseStep:
         counts = [tf.ones_like(measured), *(tf.cast(each, measured.dtype)[None] for each in finite.values())]
         ok = ok & tf.reduce_all(tf.math.is_finite(measured))
         for name in self.phase.trains:
-            ok = ok & self._rescale(name, finite[name]) if self.scaled else ok & finite[name]
+            ok = self._rescale(name, finite[name], ok) if self.scaled else ok & finite[name]
         for name in self.phase.trains:
             applied = ok & finite[name]
             clipped = _clip(reduced[name], norms[name], self.config.train.clip_norm)
@@ -172,12 +172,13 @@ class PhaseStep:
         self._observe(outcome, measured, ok)
         return ok, tf.concat([measured, tf.stack(list(norms.values()))], axis=0), tf.concat(counts, axis=0)
 
-    def _rescale(self, name: str, finite: tf.Tensor) -> tf.Tensor:
-        """Moves a network's loss scale; returns whether there is a scale left to try."""
+    def _rescale(self, name: str, finite: tf.Tensor, ok: tf.Tensor) -> tf.Tensor:
+        """Moves a network's loss scale; returns whether all is well: what is not finite may be so by the scale."""
         kept = self.state.kept[_scale(name)]
         values, possible = precision.rescaled(kept, finite)
-        self.runtime.assign(list(kept.values()), [values[key] for key in kept])
-        return possible
+        ok = ok & possible
+        self.runtime.assign(list(kept.values()), [tf.where(ok, values[key], old) for key, old in kept.items()])
+        return ok
 
     def _observe(self, outcome: Outcome, measured: tf.Tensor, ok: tf.Tensor) -> None:
         """What follows from an update: moving statistics, cut weights, and what regularizers and augmentation keep."""
