@@ -82,7 +82,7 @@ def _among_workers(options: Options, config: Config) -> int:
     workers = topology.find_workers(topology.read_environment(), config.runtime.workers, config.runtime.peers)
     devices.silence(options.verbosity)
     line = devices.connect(config, workers)
-    try:
+    with line.together():
         images = open_images(config)
         runtime = devices.open_runtime(config, workers, line)
         train = config.train
@@ -99,11 +99,6 @@ def _among_workers(options: Options, config: Config) -> int:
         if runtime.topology.is_primary:
             print(json.dumps({"what": options.what, "preset": options.preset, **result}, indent=1))
         runtime.close()
-    except BaseException as error:
-        ended = line.fail(error)
-        if ended is error:
-            raise
-        raise ended from None
     return 0
 
 

@@ -67,7 +67,7 @@ def _equivalence(options: Options) -> int:
     devices.silence(options.verbosity)
     config = configs.build(configs.Config, {**values, "strategy": options.strategy, "precision": "float64"})
     line = devices.connect(config, workers)
-    try:
+    with line.together():
         runtime = devices.open_runtime(config, workers, line)
         place = runtime.topology
         if place.num_replicas == 1:
@@ -88,9 +88,4 @@ def _equivalence(options: Options) -> int:
         if not good:
             raise Exit("the replicas do not train as one")
         runtime.close()
-    except BaseException as error:
-        ended = line.fail(error)
-        if ended is error:
-            raise
-        raise ended from None
     return 0

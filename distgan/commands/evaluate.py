@@ -69,18 +69,13 @@ def run(options: Options, *results: str) -> int:
     console.start_log(show=workers is None or workers.rank == 0)
     devices.silence(options.verbosity)
     line = devices.connect(config, workers)
-    try:
+    with line.together():
         runtime = devices.open_runtime(config, workers, line)
         line.at("evaluating", 0, patient=True)
         result = _of_run(options, config, runtime) if options.run_dir else _of_sets(options, config, runtime)
         if result:
             _tell(options, result)
         runtime.close()
-    except BaseException as error:
-        ended = line.fail(error)
-        if ended is error:
-            raise
-        raise ended from None
     return 0
 
 

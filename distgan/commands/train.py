@@ -48,13 +48,8 @@ def run(options: Options) -> int:
     if workers and workers.strategy == "horovod":
         devices.silence(options.verbosity)
     control = devices.connect(config, workers)
-    try:
+    with control.together():
         _run(options, config, workers, control)
-    except BaseException as error:
-        ended = control.fail(error)
-        if ended is error:
-            raise
-        raise ended from None
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import faulthandler
 import json
@@ -20,7 +21,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from distgan.errors import Ended, Exit, UserError
@@ -51,6 +52,17 @@ class Control:
     def fail(self, error: BaseException) -> BaseException:
         """What this worker ends with, once an error ended it or another worker did."""
         return error
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What ends the block on one worker ends it on all, with one message and one exit code."""
+        try:
+            yield
+        except BaseException as error:
+            ended = self.fail(error)
+            if ended is error:
+                raise
+            raise ended from None
 
     def close(self) -> None:
         """Leaves in peace."""
