@@ -251,7 +251,7 @@ def _short_digits() -> dict[str, Any]:
 def digits_sngan() -> dict[str, Any]:
     """`cifar10-sngan` on scikit-learn's digits, narrow and short: learns on a laptop's CPU, offline.
 
-    `distgan train --preset=digits-sngan`. Cost: 80 kimg. Run here.
+    `distgan train --preset=digits-sngan`. Cost: 80 kimg, 2 minutes on 2 CPU cores. Run here: README's table of digits.
     """
     return {
         **_short_digits(),
@@ -265,7 +265,9 @@ def digits_sngan() -> dict[str, Any]:
 def digits_biggan() -> dict[str, Any]:
     """`cifar10-biggan` on scikit-learn's digits, narrow, short and without attention: told which digit to draw, on a CPU.
 
-    `distgan train --preset=digits-biggan`. Cost: 80 kimg. Run here.
+    `distgan train --preset=digits-biggan`. R1, which the paper does without, keeps each class from becoming one image on so few
+    data. Cost: 80 kimg, 3 minutes on 2 CPU cores. Run here: README's table of digits; `tests/test_conditional.py` asks that a
+    support vector machine reads each digit in 90 % of the samples that shall be it after 30 kimg.
     """
     return {
         **_short_digits(),
@@ -276,6 +278,8 @@ def digits_biggan() -> dict[str, Any]:
         "model.embedding_size": 32,
         "model.generator_width": 12,
         "model.discriminator_width": 12,
+        "objective.regularizers": "r1",
+        "objective.r1.gamma": 0.1,
         "train.total_kimg": 80.0,
     }
 
