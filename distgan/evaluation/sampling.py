@@ -30,6 +30,7 @@ class Sampler:
     """Draws from a run's generator (latents float32 [N, Z] -> [N, H, W, C] in [-1, 1]) as it is for inference."""
 
     def __init__(self, config: Config, generator: Any, description: Description):
+        self.config = config
         self.description = description
         self.generator = generator
         self.num_classes = len(description.label_counts) if config.model.conditional else 0
