@@ -73,17 +73,19 @@ class _Drawing(tf.Module):
 
     def _images(self, latents: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
         """uint8 [N, H, W, C], in chunks as the sampler's, so that the number of images changes no rounding."""
-        count = tf.shape(latents)[0]
-        rest = -count % CHUNK
-        chunks = [tf.reshape(tf.pad(latents, [[0, rest], [0, 0]]), [-1, CHUNK, self._sampler.latent_size])]
-        if labels is None:
-            chunks.append(tf.zeros_like(chunks[0][..., 0], tf.int32))
-        else:
-            classes = self._sampler.num_classes
-            tf.debugging.assert_equal(tf.size(labels), count, "as many labels as images are needed")
-            tf.debugging.assert_non_negative(labels, f"labels must be from 0 to {classes - 1}")
-            tf.debugging.assert_less(labels, classes, f"labels must be from 0 to {classes - 1}")
-            chunks.append(tf.reshape(tf.pad(labels, [[0, rest]]), [-1, CHUNK]))
+        count, classes = tf.shape(latents)[0], self._sampler.num_classes
+        labels = tf.zeros([count], tf.int32) if labels is None else labels
+        checks = [
+            tf.debugging.assert_equal(tf.size(labels), count, "as many labels as images are needed"),
+            tf.debugging.assert_non_negative(labels, f"labels must be from 0 to {classes - 1}"),
+            tf.debugging.assert_less(labels, max(1, classes), f"labels must be from 0 to {classes - 1}"),
+        ]
+        with tf.control_dependencies(checks):
+            rest = -count % CHUNK
+        chunks = (
+            tf.reshape(tf.pad(latents, [[0, rest], [0, 0]]), [-1, CHUNK, self._sampler.latent_size]),
+            tf.reshape(tf.pad(labels, [[0, rest]]), [-1, CHUNK]),
+        )
 
         def draw(chunk: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
             statistics, trained = ([tf.convert_to_tensor(v) for v in each] for each in (self.statistics, self.trained))
@@ -92,7 +94,7 @@ class _Drawing(tf.Module):
         shape = self._sampler.description.image_shape
         images = tf.map_fn(
             draw,
-            tuple(chunks),
+            chunks,
             fn_output_signature=tf.TensorSpec([CHUNK, *shape], tf.uint8),
             parallel_iterations=1,
         )
