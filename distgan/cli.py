@@ -25,10 +25,14 @@ _OTHERS_WAIT_SECONDS = 3
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("distgan.commands.train", "train; goes on from the newest checkpoint in --run_dir"),
-    "sample": ("distgan.commands.sample", "images from a run's generator: a grid PNG or an .npz"),
+    "sample": ("distgan.commands.sample", "images from a run's generator: a grid PNG, single PNGs or an .npz"),
     "evaluate": (
         "distgan.commands.evaluate",
         "scores of a run's generator, or of two sets of images; results side by side",
+    ),
+    "export": (
+        "distgan.commands.export",
+        "a run's generator as a SavedModel, which needs no distgan, and as a .keras file",
     ),
     "presets": ("distgan.commands.presets", "list presets; with a NAME its whole config; with --parts every part"),
     "prepare": ("distgan.commands.prepare", "images, resized once, as TFRecord shards; or --check them"),

@@ -139,7 +139,7 @@ def test_mistakes(flags, said, refused):
 def test_mistakes_of_a_run(finished, refused, cache, tmp_path):
     run_dir, _ = finished
     words = ["evaluate", f"--run_dir={run_dir}", cache]
-    assert "--checkpoint=17 is not there: newest, best" in refused(*words, "--checkpoint=17")
+    assert "--checkpoint=17 is no checkpoint of" in refused(*words, "--checkpoint=17")
     assert (
         "needs at least 1000 fakes, there are 10"
         in refused(*words, "--evaluation.metrics=kid", "--evaluation.kid.count=10")

@@ -27,7 +27,7 @@ class Options:
     """What to judge, against what."""
 
     run_dir: str = option("", "the run whose generator is judged, against the run's data")
-    checkpoint: str = option("newest", "of the run: newest, best, or the number of images seen")
+    checkpoint: str = option("newest", "of the run: newest, best (after an evaluation), or the number of images seen")
     weights: str = option("ema", "of the generator: averaged, or as trained", choices=("ema", "raw"))
     real: str = option("", "images that --fake is compared with: a folder, .zip, .npz, or shards of distgan prepare")
     fake: str = option("", "images to judge instead of a run's generator")
@@ -90,7 +90,7 @@ def _of_run(options: Options, config: Config, runtime: Any) -> dict[str, Any] | 
     info: Any = None
     arrays: Mapping[str, Any] = {}
     if runtime.topology.is_primary:
-        saved = checkpoint.find(folder, options.checkpoint)
+        saved = checkpoint.find(folder, options.checkpoint, "checkpoint")
         info, arrays = dict(saved.info), saved.arrays
     info = runtime.control.gather(info)[0]
     description = Description.from_json(info)

@@ -19,6 +19,7 @@ from distgan.models.layers import Pass
 CHUNK = 64
 """Images that a generator makes at once, always, so that the count does not change a rounding."""
 _STANDING_IMAGES = 16 * CHUNK  # Whose moments, batch by batch, are averaged to standing statistics.
+_PARALLEL = 1e-6  # Sine of the angle below which two latents count as parallel.
 _GRID_SIDE = 8
 _SEPARATOR = 64  # The gray of the line between two pictures.
 _CAPTION_PIXELS = 12
@@ -29,6 +30,7 @@ class Sampler:
     """Draws from a run's generator (latents float32 [N, Z] -> [N, H, W, C] in [-1, 1]) as it is for inference."""
 
     def __init__(self, config: Config, generator: Any, description: Description):
+        self.config = config
         self.description = description
         self.generator = generator
         self.num_classes = len(description.label_counts) if config.model.conditional else 0
@@ -42,33 +44,58 @@ class Sampler:
 
         Of a conditional generator they are of class `label`, or of `labels(numbers)`.
         """
-        key, statistics = latents_key(seed), self.statistics()
         start = numbers.start // CHUNK * CHUNK
-        chunks = []
-        for first in range(start, numbers.stop, CHUNK):
-            labels = tf.constant(self.labels(range(first, first + CHUNK), label))
-            latents = self.latents(key, tf.constant(first, tf.int64), truncation)
-            chunks.append(self._chunk(latents, labels, statistics).numpy())
-        return np.concatenate(chunks)[numbers.start - start : numbers.stop - start]
+        whole = range(start, start - (start - numbers.stop) // CHUNK * CHUNK)
+        images = self.draw(self.latents_of(seed, whole, truncation), self.labels(whole, label))
+        return images[numbers.start - start : numbers.stop - start]
+
+    def latents_of(self, seed: int, numbers: range, truncation: float = 0.0) -> np.ndarray:
+        """float32 [N, Z]: the latents of sample numbers `numbers` (contiguous) of a seed, `truncated`."""
+        key, firsts = latents_key(seed), range(numbers.start, numbers.stop, CHUNK)
+        chunks = [self.latents(key, tf.constant(first, tf.int64), truncation).numpy() for first in firsts]
+        return np.concatenate(chunks)[: len(numbers)]
+
+    def draw(self, latents: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, C]: the images of latents float32 [N, Z] and classes int32 [N]."""
+        statistics, rest = self.statistics(), -len(latents) % CHUNK
+        padded = np.pad(latents, ((0, rest), (0, 0))), np.pad(labels, (0, rest))
+        chunks = [
+            self._chunk(*(tf.constant(each[first : first + CHUNK]) for each in padded), statistics).numpy()
+            for first in range(0, len(latents), CHUNK)
+        ]
+        return np.concatenate(chunks)[: len(latents)]
 
     def latents(self, key: tf.Tensor, first: tf.Tensor, truncation: float = 0.0) -> tf.Tensor:
-        """float32 [CHUNK, Z]: the latents of sample numbers first, first + 1, ...
-
-        With a `truncation` t above 0 each number is that of the normal distribution cut to [-t, t] at the same quantile (Brock et
-        al. 2019, section 3.1, draw anew what lies outside: the same distribution), so that images change smoothly with t.
-        """
+        """float32 [CHUNK, Z]: the latents of sample numbers first, first + 1, ..., `truncated`."""
         latents = seeds.normal(key, first, CHUNK, (self.latent_size,))
-        if truncation:
-            mass = math.erf(truncation / math.sqrt(2))
-            latents = math.sqrt(2) * tf.math.erfinv(mass * tf.math.erf(latents / math.sqrt(2)))
-        return latents
+        return truncated(latents, tf.constant(truncation)) if truncation else latents
 
-    def images(self, latents: tf.Tensor, labels: tf.Tensor, statistics: Sequence[tf.Tensor]) -> tf.Tensor:
-        """uint8 [N, H, W, C] of latents float32 [N, Z] and classes int32 [N]; `statistics` are `statistics()`."""
+    def latents_of_seeds(self, each: tf.Tensor) -> tf.Tensor:
+        """float32 [N, Z]: the one latent of each seed int64 [N].
+
+        A seed is the number of an image under one key, not a key: keys are hashes, which a graph that is exported cannot make.
+        """
+        key = tf.constant(seeds.key(0, "sample/seeds"), tf.uint64)
+        return tf.map_fn(
+            lambda seed: seeds.normal(key, seed, 1, (self.latent_size,))[0], each, fn_output_signature=tf.float32
+        )
+
+    def images(
+        self,
+        latents: tf.Tensor,
+        labels: tf.Tensor,
+        statistics: Sequence[tf.Tensor],
+        trained: Sequence[tf.Tensor] | None = None,
+    ) -> tf.Tensor:
+        """uint8 [N, H, W, C] of latents float32 [N, Z] and classes int32 [N].
+
+        `statistics` are `statistics()`, `trained` the trainable weights, by default the generator's own.
+        """
         generator = self.generator
-        trained = [tf.convert_to_tensor(variable.value) for variable in generator.trainable_variables]
+        if trained is None:
+            trained = [tf.convert_to_tensor(variable.value) for variable in generator.trainable_variables]
         latents = tf.cast(latents, generator.variable_dtype)
-        images, _ = generator.stateless_call(trained, list(statistics), latents, labels=labels)
+        images, _ = generator.stateless_call(list(trained), list(statistics), latents, labels=labels)
         return to_uint8(images)
 
     def statistics(self) -> list[tf.Tensor]:
@@ -103,18 +130,45 @@ def latents_key(seed: int) -> tf.Tensor:
     return tf.constant(seeds.key(seed, "sample/latents"), tf.uint64)
 
 
+def truncated(latents: tf.Tensor, truncation: tf.Tensor) -> tf.Tensor:
+    """Latents as of the normal distribution cut to [-t, t], t the `truncation` (float32 scalar); 0 leaves them as they are.
+
+    Each number is taken at the same quantile (Brock et al. 2019, section 3.1, draw anew what lies outside: the same
+    distribution), so that images change smoothly with t.
+    """
+    # Products alone: TensorFlow would turn a division by a constant into a product, or not, by its settings.
+    mass = tf.cast(tf.math.erf(tf.cast(truncation, tf.float64) * math.sqrt(0.5)), tf.float32)
+    cut = tf.math.erfinv(mass * tf.math.erf(latents * math.sqrt(0.5))) * math.sqrt(2)
+    return tf.where(truncation > 0, cut, latents)
+
+
+def slerp(start: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
+    """float32 [steps, Z]: from one latent to another (float32 [Z]) along the arc between them (White 2016, section 2).
+
+    At t = i / (steps - 1) it is sin((1 - t) a) / sin(a) * start + sin(t a) / sin(a) * end, where a is the angle between the two:
+    cos(a) = start . end / (|start| |end|). Of parallel latents, for which that is 0 / 0, it is (1 - t) * start + t * end.
+    """
+    start, end = start.astype(np.float64), end.astype(np.float64)
+    cosine = start @ end / (np.linalg.norm(start) * np.linalg.norm(end))
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    t = np.linspace(0, 1, steps)[:, None]
+    if np.sin(angle) < _PARALLEL:
+        return ((1 - t) * start + t * end).astype(np.float32)
+    return ((np.sin((1 - t) * angle) * start + np.sin(t * angle) * end) / np.sin(angle)).astype(np.float32)
+
+
 def to_uint8(images: tf.Tensor) -> tf.Tensor:
     """Images in [-1, 1] -> uint8, rounded to the nearest of 256 levels."""
     return tf.cast(tf.clip_by_value(tf.floor((tf.cast(images, tf.float32) + 1) * 127.5 + 0.5), 0, 255), tf.uint8)
 
 
-def save_grid(images: np.ndarray, path: Path, captions: Sequence[str] = ()) -> None:
-    """Writes uint8 [N, H, W, C] as a PNG, eight a row; 2 and 4 channels are shown as gray and RGB with alpha.
+def save_grid(images: np.ndarray, path: Path, captions: Sequence[str] = (), columns: int = _GRID_SIDE) -> None:
+    """Writes uint8 [N, H, W, C] as a PNG, `columns` a row; 2 and 4 channels are shown as gray and RGB with alpha.
 
     `captions` are written below the images, as far as there is room.
     """
     count, height, width, channels = images.shape
-    columns, rows = _GRID_SIDE, -(-count // _GRID_SIDE)
+    rows = -(-count // columns)
     scale = max(1, _GRID_PIXELS // (columns * (width + 1)))
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     below = _CAPTION_PIXELS if captions else 0

@@ -89,27 +89,26 @@ def best_images_seen(folder: Path) -> int | None:
         return None
 
 
-def find(folder: Path, which: str) -> Checkpoint:
-    """The `newest` checkpoint, the `best`, or the one of so many images seen.
+def find(folder: Path, which: str, flag: str) -> Checkpoint:
+    """The `newest` checkpoint, the `best`, or the one of so many images seen; `flag` is what asked for it.
 
     Raises:
       UserError: there is none, or it is damaged.
     """
     if which == "newest":
         if (found := newest(folder)) is None:
-            raise UserError(f"{folder} has no checkpoint yet")
+            raise UserError(f"--run_dir={folder.parent} has no checkpoint yet")
         return found
     images_seen = best_images_seen(folder) if which == "best" else which
-    there = {int(path.name): path for path in whole(folder)}
-    if images_seen is None or not str(images_seen).isdecimal() or int(images_seen) not in there:
-        names = ", ".join(map(str, there))
-        raise UserError(
-            f"--checkpoint={which} is not there: newest, best after an evaluation, or one of {names or 'none'}"
-        )
+    there = {path.name.lstrip("0") or "0": path for path in whole(folder)}
+    if str(images_seen) not in there:
+        names = ", ".join(there) or "no other"
+        there_is = f"newest, best (after an evaluation), {names}"
+        raise UserError(f"--{flag}={which} is no checkpoint of --run_dir={folder.parent}: {there_is}")
     try:
-        return read(there[int(images_seen)])
+        return read(there[str(images_seen)])
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--checkpoint={which} is damaged: {error}") from None
+        raise UserError(f"--{flag}={which}: the checkpoint is damaged ({error})") from None
 
 
 def whole(folder: Path) -> list[Path]:

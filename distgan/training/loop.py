@@ -350,6 +350,7 @@ def save(run: Run) -> None:
     info = {
         "images_seen": run.images_seen,
         **dataclasses.asdict(run.state.description),
+        "num_images": run.reader.images.num_images,
         "data_fingerprint": run.reader.images.fingerprint,
     }
     checkpoint.write(

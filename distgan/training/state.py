@@ -72,7 +72,7 @@ class TrainState:
         Raises:
           ValueError: the names or shapes are not this state's.
         """
-        _assign(self.variables(), arrays)
+        assign(self.variables(), arrays)
 
     def load_networks(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Sets the variables of the networks and the average alone, from those of another state.
@@ -82,7 +82,7 @@ class TrainState:
         """
         names = ("generator/", "discriminator/", "generator_ema/")
         others = {name: array for name, array in arrays.items() if name.startswith(names)}
-        _assign({name: v for name, v in self.variables().items() if name.startswith(names)}, others)
+        assign({name: v for name, v in self.variables().items() if name.startswith(names)}, others)
 
     def share(self, arrays: Mapping[str, np.ndarray] | None, runtime: Runtime) -> None:
         """Sets every worker's state to the primary's, which takes it from a checkpoint's arrays if there are any."""
@@ -95,7 +95,12 @@ class TrainState:
         return {name: sum(int(np.prod(v.shape)) for v in self.network(name).trainable_variables) for name in NETWORKS}
 
 
-def _assign(variables: Mapping[str, tf.Variable], arrays: Mapping[str, np.ndarray]) -> None:
+def assign(variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Sets variables by name, all or none.
+
+    Raises:
+      ValueError: the names or shapes are not these variables'.
+    """
     if variables.keys() != arrays.keys():
         raise ValueError(f"other variables: {', '.join(sorted(variables.keys() ^ arrays.keys())[:4])}")
     for name, variable in variables.items():

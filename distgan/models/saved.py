@@ -1,0 +1,45 @@
+"""A generator as a Keras file: `import distgan.models.saved` lets `keras.models.load_model` read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from distgan import config as configs
+from distgan.config import Config
+
+
+@keras.saving.register_keras_serializable("distgan")
+class SavedGenerator(keras.Model):
+    """A run's generator, which is built anew from the run's config: its layers need no configs of their own."""
+
+    def __init__(self, config: Mapping[str, Any], image_shape: tuple[int, int, int], num_classes: int):
+        """Builds the network, with fresh weights.
+
+        Args:
+          config: the flat config's model and precision.
+          image_shape: (H, W, C).
+          num_classes: 0 is unconditional.
+        """
+        super().__init__(name="generator")
+        self.flat, self.image_shape, self.num_classes = dict(config), tuple(image_shape), num_classes
+        run = configs.build(Config, config)
+        self.latent_size = run.model.name.options.latent_size
+        model, policy = run.model.name.options, keras.config.dtype_policy()
+        keras.config.set_dtype_policy(run.precision)
+        try:
+            self.network = model.generator(self.image_shape, num_classes, "generator")
+            self.network(tf.zeros([1, model.latent_size], self.network.variable_dtype), labels=tf.zeros([1], tf.int32))
+        finally:
+            keras.config.set_dtype_policy(policy)
+        self.built = True
+
+    def call(self, latents: tf.Tensor, labels: tf.Tensor | None = None) -> tf.Tensor:
+        """Latents float32 [N, Z], classes int32 [N] where there are any -> images float32 [N, H, W, C] in [-1, 1]."""
+        return self.network(tf.cast(latents, self.network.variable_dtype), labels=labels)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"config": self.flat, "image_shape": list(self.image_shape), "num_classes": self.num_classes}

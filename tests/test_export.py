@@ -1,0 +1,307 @@
+"""What `distgan sample` draws, and that an export draws the same where there is no distgan."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import SMALL, distgan, environment
+from PIL import Image
+
+from distgan import cli, seeds
+from distgan.commands.sample import read_seeds
+
+BATCHES = (1, 3, 64, 100)
+TINY = (
+    "--train.global_batch=16",
+    "--train.total_kimg=0.064",
+    "--checkpoint.every_kimg=0.032",
+    "--tracking.wandb=disabled",
+)
+RUNS = {
+    "plain": (*SMALL, *TINY),
+    "classes": (*SMALL, *TINY, "--model.conditional", "--ema.statistics=standing"),
+    "biggan": ("--preset=digits-biggan", "--model.generator_width=4", "--model.discriminator_width=4", *TINY),
+}
+NOTHING_BUT_TENSORFLOW = """
+import sys
+
+sys.modules.update(dict.fromkeys(("distgan", "keras", "tf_keras")))  # What is None there can't be imported.
+"""
+DRAW = """
+import numpy as np
+import tensorflow as tf
+
+asked, found = np.load(sys.argv[2]), {}
+draw = tf.saved_model.load(sys.argv[1]).signatures
+for count in (1, 3, 64, 100):
+    some = {name: tf.constant(asked[name][:count]) for name in ("latents", "seeds", "labels") if name in asked}
+    labels = {name: some[name] for name in some if name == "labels"}
+    found[f"latents{count}"] = draw["serving_default"](latents=some["latents"], **labels)["images"]
+    for truncation in (0.0, 0.7):
+        given = {"seeds": some["seeds"], "truncation": tf.constant(truncation), **labels}
+        found[f"seeds{count}/{truncation}"] = draw["seeds"](**given)["images"]
+np.savez(sys.argv[3], **found)
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Finished runs, each exported beside itself."""
+    root = tmp_path_factory.mktemp("export")
+    for name, words in RUNS.items():
+        distgan("train", f"--run_dir={root / name}", *words)
+    score = {
+        "images_seen": 64,
+        "kimg": 0.064,
+        "scores": {"fid": 12.5},
+        "cards": {"fid": {"split": "train"}},
+        "costs": {},
+    }
+    (root / "classes" / "evaluations.jsonl").write_text(json.dumps(score) + "\n")
+    for name in RUNS:
+        here("export", f"--run_dir={root / name}", f"--out={root / name}-model")
+    return root
+
+
+def here(*words):
+    """Runs `distgan` in this process."""
+    assert cli.main([str(word) for word in words]) == 0
+
+
+def sample(run_dir, out, *words):
+    here("sample", f"--run_dir={run_dir}", f"--out={out}", *words)
+    return np.load(out)
+
+
+def alone(folder, code, *words):
+    """Runs code far from the repository, with neither distgan nor Keras."""
+    command = [sys.executable, "-I", "-c", NOTHING_BUT_TENSORFLOW + code, *map(str, words)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_saved_model_draws_the_samples_without_distgan(runs, tmp_path, name):
+    drawn = sample(runs / name, tmp_path / "seeds.npz", "--sample.seeds=0-99")
+    cut = sample(runs / name, tmp_path / "cut.npz", "--sample.seeds=0-99", "--sample.truncation=0.7")
+    counted = sample(runs / name, tmp_path / "counted.npz", "--sample.count=100", "--sample.seed=7")
+    size = json.loads((runs / name / "config.json").read_text())["config"]["model.latent_size"]
+    latents = seeds.normal(seeds.key(7, "sample/latents"), 0, 100, (size,)).numpy()
+    labels = {"labels": drawn["labels"]} if "labels" in drawn else {}
+    assert ("labels" in drawn) == (name != "plain")
+    np.savez(tmp_path / "asked.npz", latents=latents, seeds=drawn["seeds"], **labels)
+    alone(tmp_path, DRAW, runs / f"{name}-model" / "saved_model", tmp_path / "asked.npz", tmp_path / "found.npz")
+    found = np.load(tmp_path / "found.npz")
+    for count in BATCHES:
+        np.testing.assert_array_equal(found[f"latents{count}"], counted["images"][:count])
+        np.testing.assert_array_equal(found[f"seeds{count}/0.0"], drawn["images"][:count])
+        np.testing.assert_array_equal(found[f"seeds{count}/0.7"], cut["images"][:count])
+    assert (cut["images"] != drawn["images"]).any()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_keras_file_draws_the_samples(runs, tmp_path, name):
+    import keras
+
+    import distgan.models.saved  # noqa: F401
+    from distgan.evaluation.sampling import to_uint8
+
+    drawn = sample(runs / name, tmp_path / "x.npz", "--sample.count=64", "--sample.seed=7")
+    generator = keras.models.load_model(runs / f"{name}-model" / "generator.keras")
+    latents = seeds.normal(seeds.key(7, "sample/latents"), 0, 64, (generator.latent_size,))
+    images = to_uint8(generator(latents, labels=drawn.get("labels"))).numpy()
+    # Without a graph of its own TensorFlow may round otherwise.
+    assert np.abs(images.astype(int) - drawn["images"]).max() <= 1
+    assert (images == drawn["images"]).mean() > 0.999
+
+
+def test_the_card_says_what_it_is(runs):
+    card = (runs / "classes-model" / "README.md").read_text()
+    fingerprint = json.loads((runs / "classes" / "config.json").read_text())["data_fingerprint"]
+    for words in (
+        "0.064 kimg",
+        "| fid | 12.5 |",
+        '"split": "train"',
+        fingerprint,
+        "1797",
+        "tensorflow",
+        "standing",
+        "(178)",
+    ):
+        assert words in card
+    assert str(runs) not in card
+    assert card.count("- SavedModel checked: 64 images equal to distgan sample's") == 2
+    assert "None were worked out" in (runs / "plain-model" / "README.md").read_text()
+    assert sorted(path.name for path in (runs / "classes-model").iterdir()) == [
+        "README.md",
+        "generator.keras",
+        "samples.png",
+        "saved_model",
+    ]
+    assert not list(runs.glob(".tmp*"))
+
+
+@pytest.mark.parametrize("name", ["plain", "classes"])
+def test_the_code_in_the_card_works(runs, name):
+    folder = runs / f"{name}-model"
+    served, ours = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    alone(folder, served)
+    subprocess.run([sys.executable, "-c", ours], cwd=folder, check=True, env=environment(), capture_output=True)
+
+
+def test_wrong_labels_end_a_signature(runs):
+    import tensorflow as tf
+
+    draw = tf.saved_model.load(str(runs / "classes-model" / "saved_model")).signatures["latents"]
+    for labels, words in (([10], "labels must be from 0 to 9"), ([-1], "labels must be"), ([1, 2], "as many labels")):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+            draw(latents=tf.zeros([1, 100]), labels=tf.constant(labels))
+
+
+def test_a_seed_is_one_image_in_any_list(runs, tmp_path):
+    many = sample(runs / "classes", tmp_path / "many.npz", "--sample.seeds=0-99")
+    few = sample(runs / "classes", tmp_path / "few.npz", "--sample.seeds=70,3,98-99")
+    np.testing.assert_array_equal(few["images"], many["images"][[70, 3, 98, 99]])
+    assert few["labels"].tolist() == [0, 3, 8, 9]
+    assert few["seeds"].tolist() == [70, 3, 98, 99]
+
+
+def test_rows_of_classes(runs, tmp_path):
+    words = ("--sample.rows=classes", "--sample.label=3,7", "--sample.count=5")
+    drawn = sample(runs / "classes", tmp_path / "x.npz", *words)
+    assert drawn["labels"].tolist() == [3] * 5 + [7] * 5
+    one = sample(runs / "classes", tmp_path / "y.npz", "--sample.label=7", "--sample.count=5")
+    np.testing.assert_array_equal(drawn["images"][5:], one["images"])
+
+
+def test_an_arc_begins_and_ends_at_its_samples(runs, tmp_path):
+    drawn = sample(runs / "plain", tmp_path / "x.npz", "--sample.interpolate=5", "--sample.count=3")["images"]
+    samples = sample(runs / "plain", tmp_path / "y.npz", "--sample.count=3")["images"]
+    assert drawn.shape == (10, 16, 16, 1)
+    np.testing.assert_array_equal(drawn[[0, 4, 5, 9]], samples[[0, 1, 1, 2]])
+    distgan(
+        "sample",
+        f"--run_dir={runs / 'plain'}",
+        "--sample.interpolate=5",
+        "--sample.count=3",
+        f"--out={tmp_path / 'x.png'}",
+    )
+    with Image.open(tmp_path / "x.png") as grid:  # Enlarged 512 // (5 * 17) = 6 times.
+        assert grid.size == (5 * 17 * 6 - 6, 2 * 17 * 6 - 6)
+
+
+def test_arcs():
+    from distgan.evaluation.sampling import slerp
+
+    x, y = np.eye(2, dtype=np.float32)
+    half = np.float32(np.sqrt(0.5))
+    np.testing.assert_allclose(slerp(x, y, 3), [x, [half, half], y], atol=1e-7)
+    np.testing.assert_allclose(slerp(x, 3 * x, 3), [x, 2 * x, 3 * x])
+    np.testing.assert_allclose(np.linalg.norm(slerp(x, y, 9), axis=1), 1, atol=1e-6)
+
+
+def test_truncated_latents_are_a_cut_normal_distribution():
+    import tensorflow as tf
+
+    from distgan.evaluation.sampling import truncated
+
+    latents = seeds.normal(0, 0, 10_000, (1,))
+    np.testing.assert_array_equal(truncated(latents, tf.constant(0.0)), latents)
+    cut = truncated(latents, tf.constant(0.5)).numpy()
+    assert 0.49 < np.abs(cut).max() <= 0.5 + 1e-6
+    assert abs(cut.std() - 0.2837) < 0.005  # sqrt(1 - 2 t p(t) / (2 P(t) - 1)) at t = 0.5.
+    assert (np.argsort(cut[:, 0]) == np.argsort(latents[:, 0])).mean() > 0.99
+
+
+def test_the_nearest_training_image(runs, tmp_path):
+    from distgan.evaluation.nearest import nearest
+
+    drawn = sample(runs / "plain", tmp_path / "x.npz", "--sample.nearest", "--sample.count=9")
+    assert drawn["nearest"].shape == (9, 16, 16, 1)
+    apart = (drawn["images"].astype(float) - drawn["nearest"]).reshape(9, -1)
+    np.testing.assert_allclose(np.sqrt((apart**2).mean(1)), drawn["nearest_distances"])
+
+    reals = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), np.uint8)
+    found = nearest(reals[[5, 30]][:, :, ::-1], lambda each: (reals[each], each), 40, flip=True)
+    assert found.indices.tolist() == [5, 30]
+    assert found.distances.tolist() == [0, 0]
+    assert nearest(reals[[5]][:, :, ::-1], lambda each: (reals[each], each), 40, flip=False).distances > 0
+
+
+def test_single_files_are_a_data_set(runs, tmp_path):
+    from distgan.config import DataConfig
+    from distgan.data.folder import Folder
+
+    drawn = sample(runs / "classes", tmp_path / "x.npz", "--sample.seeds=2-6")
+    here("sample", f"--run_dir={runs / 'classes'}", "--sample.seeds=2-6", f"--out={tmp_path}/files/")
+    images = Folder().open(DataConfig(path=str(tmp_path / "files"), cache_dir=str(tmp_path / "cache")))
+    pixels, labels = images.read(np.arange(5))
+    np.testing.assert_array_equal(pixels, drawn["images"])
+    assert labels.tolist() == drawn["labels"].tolist()
+    assert (tmp_path / "files" / "000004.png").exists()
+
+
+def test_checkpoint_and_weights_are_chosen(runs, tmp_path):
+    new = sample(runs / "plain", tmp_path / "new.npz", "--sample.count=4")["images"]
+    old = sample(runs / "plain", tmp_path / "old.npz", "--sample.count=4", "--sample.checkpoint=32")["images"]
+    raw = sample(runs / "plain", tmp_path / "raw.npz", "--sample.count=4", "--sample.weights=raw")["images"]
+    assert (new != old).any()
+    assert (new != raw).any()
+
+
+def test_lists_of_seeds(refused, runs):
+    assert read_seeds("7").tolist() == [7]
+    for text in ("a", "3-1", "-1", "1,,2", "4294967296", "0-4294967295"):
+        assert f"--sample.seeds={text} is no list" in refused(
+            "sample", f"--run_dir={runs / 'plain'}", f"--sample.seeds={text}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "line"),
+    [
+        ("plain", ["--sample.label=3"], "--sample.label=3: the run is not conditional"),
+        ("plain", ["--sample.rows=classes"], "--sample.rows=classes: the run is not conditional"),
+        ("classes", ["--sample.label=3,10"], "--sample.label=10 is none of 0, 1"),
+        ("classes", ["--sample.seeds=1", "--sample.count=3"], "--sample.count=3 does not go with --sample.seeds"),
+        ("classes", ["--sample.seeds=1", "--sample.seed=3"], "--sample.seed=3 does not go with --sample.seeds"),
+        ("classes", ["--sample.rows=classes", "--sample.interpolate=3"], "does not go with --sample.interpolate"),
+        ("classes", ["--sample.interpolate=3", "--sample.seeds=4"], "--sample.interpolate=3 needs two samples"),
+        ("classes", ["--sample.interpolate=1"], "--sample.interpolate=1 is not a whole number, at least 2"),
+        ("classes", ["--sample.nearest", "--out=new/"], "--sample.nearest needs a .png or .npz, not --out=new/"),
+        ("classes", ["--sample.checkpoint=33"], "--sample.checkpoint=33 is no checkpoint of"),
+        ("classes", ["--sample.weights=old"], "--sample.weights=old is not one of ema, raw"),
+        ("classes", ["--out=x.jpg"], "--out=x.jpg ends in none of .png, .npz, /"),
+    ],
+)
+def test_mistakes_in_sample(refused, runs, name, words, line):
+    assert line in refused("sample", f"--run_dir={runs / name}", *words)
+
+
+def test_mistakes_in_export(refused, runs, tmp_path):
+    run_dir = f"--run_dir={runs / 'plain'}"
+    assert "--out is missing" in refused("export", run_dir)
+    assert f"--out={tmp_path} exists" in refused("export", run_dir, f"--out={tmp_path}")
+    assert "does not exist" in refused("export", run_dir, f"--out={tmp_path / 'no' / 'x'}")
+    assert "holds no run" in refused("export", f"--run_dir={tmp_path}", f"--out={tmp_path / 'x'}")
+    line = refused("export", run_dir, f"--out={tmp_path / 'x'}", "--export.checkpoint=1")
+    assert line.endswith("which has: 32, 64")
+    for command in ("export", "sample"):
+        out = f"--out={tmp_path / 'x.npz'}"
+        edited = _copy_of_config(runs / "plain", tmp_path / command, {"model.width": 8})
+        assert "has no checkpoint yet" in refused(command, f"--run_dir={edited}", out)
+        (edited / "checkpoints").symlink_to(runs / "plain" / "checkpoints")
+        assert "the checkpoint does not go with config.json: generator_ema/" in refused(
+            command, f"--run_dir={edited}", out
+        )
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name not in ("export", "sample")) == []
+
+
+def _copy_of_config(run_dir, to, changed):
+    content = json.loads((run_dir / "config.json").read_text())
+    to.mkdir()
+    (to / "config.json").write_text(json.dumps({**content, "config": {**content["config"], **changed}}))
+    return to
