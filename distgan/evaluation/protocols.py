@@ -7,6 +7,7 @@ in its name, and refuses others. To add one, write such a part and a line in `ME
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -65,7 +66,7 @@ def _fixed(value: int, doc: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
+class Metric(abc.ABC):
     """What a part must have, and what it has unless it says otherwise."""
 
     count: int = _option(10_000, "fakes", minimum=1)
@@ -101,13 +102,13 @@ class Metric:
         if self.labelled and not config.model.conditional:
             yield f"--evaluation.metrics={self.name} compares class by class: it needs --model.conditional"
 
+    @abc.abstractmethod
     def compute(self, real: Collected, fake: Collected) -> dict[str, float]:
         """The numbers by key, from what was collected of `real_count` reals and `count` fakes.
 
         Raises:
           UserError: too few images, or what no metric takes: NaN, infinity.
         """
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
