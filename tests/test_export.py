@@ -288,7 +288,7 @@ def test_mistakes_in_export(refused, runs, tmp_path):
     assert "does not exist" in refused("export", run_dir, f"--out={tmp_path / 'no' / 'x'}")
     assert "holds no run" in refused("export", f"--run_dir={tmp_path}", f"--out={tmp_path / 'x'}")
     line = refused("export", run_dir, f"--out={tmp_path / 'x'}", "--export.checkpoint=1")
-    assert line.endswith("which has: 32, 64")
+    assert line.endswith("newest, best (after an evaluation), 32, 64")
     for command in ("export", "sample"):
         out = f"--out={tmp_path / 'x.npz'}"
         edited = _copy_of_config(runs / "plain", tmp_path / command, {"model.width": 8})
