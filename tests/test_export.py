@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -289,15 +290,19 @@ def test_mistakes_in_export(refused, runs, tmp_path):
     assert "holds no run" in refused("export", f"--run_dir={tmp_path}", f"--out={tmp_path / 'x'}")
     line = refused("export", run_dir, f"--out={tmp_path / 'x'}", "--export.checkpoint=1")
     assert line.endswith("newest, best (after an evaluation), 32, 64")
-    for command in ("export", "sample"):
+    for command, changed, line in (
+        ("export", {"model.width": 8}, "config.json: generator_ema/"),
+        ("sample", {"model.width": 8}, "config.json: generator_ema/"),
+        ("sample", {"model.conditional": True}, "config.json: generator_ema/"),
+        ("export", {"model.name": "resnet", "model.attention": 5}, "config.json: --model.attention=5"),
+    ):
         out = f"--out={tmp_path / 'x.npz'}"
-        edited = _copy_of_config(runs / "plain", tmp_path / command, {"model.width": 8})
+        edited = _copy_of_config(runs / "plain", tmp_path / "edited", changed)
         assert "has no checkpoint yet" in refused(command, f"--run_dir={edited}", out)
         (edited / "checkpoints").symlink_to(runs / "plain" / "checkpoints")
-        assert "the checkpoint does not go with config.json: generator_ema/" in refused(
-            command, f"--run_dir={edited}", out
-        )
-        assert sorted(path.name for path in tmp_path.iterdir() if path.name not in ("export", "sample")) == []
+        assert f"the checkpoint does not go with {line}" in refused(command, f"--run_dir={edited}", out)
+        assert [path.name for path in tmp_path.iterdir()] == ["edited"]
+        shutil.rmtree(edited)
 
 
 def _copy_of_config(run_dir, to, changed):

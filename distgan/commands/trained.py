@@ -41,8 +41,13 @@ def build_generator(run_dir: str, config: Config, saved: checkpoint.Checkpoint, 
     """
     from distgan.training.state import assign, build_network
 
-    name = WEIGHTS[weights]
-    generator = build_network(config, Description.from_json(saved.info), "generator", name)
+    name, description = WEIGHTS[weights], Description.from_json(saved.info)
+    problems = list(config.model.name.options.fits(description.image_shape))
+    if config.model.conditional and not description.label_counts:
+        problems.append("--model.conditional needs labels, and its images had none")
+    if problems:
+        raise UserError(f"--run_dir={run_dir}: the checkpoint does not go with config.json: {'; '.join(problems)}")
+    generator = build_network(config, description, "generator", name)
     arrays = {path: array for path, array in saved.arrays.items() if path.startswith(f"{name}/")}
     try:
         assign({variable.path: variable for variable in generator.variables}, arrays)
