@@ -266,8 +266,9 @@ def digits_biggan() -> dict[str, Any]:
     """`cifar10-biggan` on scikit-learn's digits, narrow, short and without attention: told which digit to draw, on a CPU.
 
     `distgan train --preset=digits-biggan`. R1, which the paper does without, keeps each class from becoming one image on so few
-    data. Cost: 40 kimg, 2 minutes on 2 CPU cores (after 80 kimg classes are one image each). Run here: README's table of digits; `tests/test_conditional.py` asks that a
-    support vector machine reads the digit that was asked for in 90 % of the samples, and in 80 % of each.
+    data, for a while: after 80 kimg it is. Cost: 40 kimg, 2 minutes on 2 CPU cores. Run here: README's table of digits;
+    `tests/test_conditional.py` asks that a support vector machine reads the digit that was asked for in 90 % of the samples,
+    and in 80 % of each digit's.
     """
     return {
         **_short_digits(),
