@@ -257,7 +257,11 @@ def _startup(config: Config) -> dict[str, Any]:
             "train.report_kimg": kimg,
             "train.sample_kimg": 0.0,
         }
-        flags = [f"--{name}={value}" for name, value in {**configs.flatten(config), **changes}.items() if value != ""]
+        flags = [
+            f"--{name}={value}"
+            for name, value in {**configs.flatten(config), **changes}.items()
+            if value not in ("", None)
+        ]
         rows = Path(folder) / "metrics.jsonl"
         start = time.perf_counter()
         with (Path(folder) / "output").open("w+") as output:
