@@ -7,10 +7,10 @@ from distgan.training.optimizers import Adam
 
 
 def test_adam_is_the_papers():
-    options = Adam(learning_rate=0.01, beta_1=0.5, beta_2=0.9, epsilon=1e-3)
+    options = Adam(epsilon=1e-3)
     draw = np.random.default_rng(0)
     weights = draw.normal(size=(3, 4))
-    variable, optimizer = tf.Variable(weights), options.build("adam")
+    variable, optimizer = tf.Variable(weights), options.build("adam", learning_rate=0.01, beta_1=0.5, beta_2=0.9)
     optimizer.build([variable])
     mean, square = np.zeros_like(weights), np.zeros_like(weights)
     for step in range(1, 6):
