@@ -38,12 +38,25 @@ def test_compiled_and_mixed_steps_are_near(change):
 PENALTIES = "r1,r2,gradient_penalty,dragan,lecam,consistency,orthogonal,top_k"
 
 
-def test_compiled_penalties_are_near():
+LAZY = {"objective.top_k.k": 8, "objective.dragan.interval": 2}
+CLASSES = {
+    "model.name": "resnet",
+    "model.generator_width": 8,
+    "model.discriminator_width": 8,
+    "model.conditional": True,
+}
+CLASSES |= {"model.head": "auxiliary", "model.discriminator_norm": "none"}
+
+
+@pytest.mark.parametrize(
+    ("regularizers", "more"), [(PENALTIES, LAZY), ("auxiliary,weight_clip", CLASSES)], ids=["penalties", "classes"]
+)
+def test_compiled_penalties_are_near(regularizers, more):
     """Second-order gradients under XLA, those of lazy phases too."""
-    terms = {"objective.regularizers": PENALTIES, "objective.top_k.k": 8, "objective.dragan.interval": 2}
-    small = {"optimizer.learning_rate": 0.01, "objective.augmentation": "ada", "objective.ada.start": 0.5}
-    before, plain = train_variant(BASE | SGD | terms | small, (0, 3))
-    _, compiled = train_variant(BASE | SGD | terms | small | {"jit_compile": True}, (0, 3))
+    values = BASE | SGD | more | {"objective.regularizers": regularizers, "optimizer.learning_rate": 0.01}
+    values |= {"objective.augmentation": "ada", "objective.ada.start": 0.5}
+    before, plain = train_variant(values, (0, 3))
+    _, compiled = train_variant(values | {"jit_compile": True}, (0, 3))
     for network in ("generator", "discriminator"):
         assert norm(plain, compiled, network) < 1e-3 * norm(before, plain, network)
 
