@@ -251,7 +251,7 @@ def _short_digits() -> dict[str, Any]:
 def digits_sngan() -> dict[str, Any]:
     """`cifar10-sngan` on scikit-learn's digits, narrow and short: learns on a laptop's CPU, offline.
 
-    `distgan train --preset=digits-sngan`. Cost: 80 kimg, 2 minutes on 2 CPU cores. Run here: README's table of digits.
+    `distgan train --preset=digits-sngan`. Cost: 80 kimg, 3 minutes on 2 busy CPU cores. Run here: README's table of digits.
     """
     return {
         **_short_digits(),
@@ -266,7 +266,7 @@ def digits_biggan() -> dict[str, Any]:
     """`cifar10-biggan` on scikit-learn's digits, narrow, short and without attention: told which digit to draw, on a CPU.
 
     `distgan train --preset=digits-biggan`. R1, which the paper does without, keeps each class from becoming one image on so few
-    data, for a while: after 80 kimg it is. Cost: 40 kimg, 2 minutes on 2 CPU cores. Run here: README's table of digits;
+    data, for a while: after 80 kimg it is. Cost: 40 kimg, 3 minutes on a busy CPU core. Run here: README's table of digits;
     `tests/test_conditional.py` asks that a support vector machine reads the digit that was asked for in 90 % of the samples,
     and in 80 % of each digit's.
     """

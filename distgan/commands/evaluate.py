@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distgan import config as configs
+from distgan.commands import trained
 from distgan.config import Config, DataConfig, EvaluationConfig, RuntimeConfig, option, section
 from distgan.data.source import Description, Images
 from distgan.errors import UserError
@@ -53,8 +54,8 @@ def run(options: Options, *results: str) -> int:
     if results:
         print("\n".join(_ranked([_read(Path(name)) for name in results])))
         return 0
-    if options.out and (Path(options.out).exists() or not Path(options.out).absolute().parent.is_dir()):
-        raise UserError(f"--out={options.out} exists, or lies in a folder that does not")
+    if options.out:
+        trained.check_new(options.out)
     if bool(options.run_dir) == bool(options.real and options.fake):
         raise UserError("evaluate needs --run_dir, or --real and --fake")
     values = read_config(Path(options.run_dir)) if options.run_dir else {}
@@ -94,9 +95,8 @@ def _of_run(options: Options, config: Config, runtime: Any) -> dict[str, Any] | 
         info, arrays = dict(saved.info), saved.arrays
     info = runtime.control.gather(info)[0]
     description = Description.from_json(info)
-    kind = "generator_ema" if options.weights == "ema" else "generator"
     with runtime.scope():
-        generator = build_network(config, description, "generator", kind)
+        generator = build_network(config, description, "generator", trained.WEIGHTS[options.weights])
     if runtime.topology.is_primary:
         for variable in generator.variables:
             array = arrays.get(variable.path)
@@ -180,13 +180,8 @@ def _tell(options: Options, result: Mapping[str, Any]) -> None:
     for name, value in result["costs"].items():
         print(f"  {name}: {value:.2f}")
     if options.out:
-        path = Path(options.out)
-        temporary = path.with_name(path.name + ".tmp")
-        try:
+        with trained.writing(Path(options.out)) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
-            temporary.rename(path)
-        except OSError as error:
-            raise UserError(f"--out={options.out} cannot be written: {error.strerror}") from None
 
 
 def _spell(card: Mapping[str, Any]) -> str:
