@@ -309,6 +309,22 @@ class TrackingConfig:
     )
     wandb_project: str = option("distgan", "project of the W&B run", may_change=True)
     wandb_entity: str = option("", "user or team of the W&B run; empty is the key's own", may_change=True)
+    wandb_key_file: str = option("", "file that holds the W&B key and nothing else", may_change=True)
+    wandb_checkpoints: str = option(
+        "none", "checkpoints that become W&B artifacts", choices=("none", "best", "all"), may_change=True
+    )
+    wandb_artifacts: str = option(
+        "copy",
+        "artifacts are uploaded, or refer to files where they lie",
+        choices=("copy", "reference"),
+        may_change=True,
+    )
+    wandb_init_seconds: float = option(
+        30.0, "how long W&B's server may take at the start before the run goes on offline", above=0, may_change=True
+    )
+    wandb_finish_seconds: float = option(
+        120.0, "how long uploads may take at the end; 15 s after a signal", above=0, may_change=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,12 @@ class Stopped(Exit):
     code = 75
 
 
+class Halted(Exit):
+    """The end was asked for where the run is tracked, and the run is saved: starting it again goes on."""
+
+    code = 0
+
+
 class Ended(Exit):
     """The end of all workers by the first error of one: every worker has its code, and one says it."""
 

@@ -220,7 +220,7 @@ def _start_from(config: Config, state: Any) -> None:
 def _train_in(directory: RunDir | None, config: Config, images: Images, runtime: Any, state: Any, stop: Stop) -> None:
     from distgan.data.pipeline import Reader
     from distgan.tracking.tracker import JsonLines, Sink, Tracker
-    from distgan.tracking.wandb_run import open_wandb
+    from distgan.tracking.wandb_sink import open_wandb
     from distgan.training import checkpoint, loop
 
     path, alone = Path(config.run_dir), runtime.topology.world_size == 1
@@ -236,7 +236,8 @@ def _train_in(directory: RunDir | None, config: Config, images: Images, runtime:
     tracker = Tracker([])
     if directory:
         rows = JsonLines(path / "metrics.jsonl")
-        wandb_run = open_wandb(config.tracking, configs.flatten(config), path)
+        tracked = {**directory.facts(), "num_images": images.num_images, **runtime.topology.facts()}
+        wandb_run = open_wandb(config.tracking, tracked, path, directory.starts)
         sinks: list[Sink | None] = [rows, console.ProgressLine(total), wandb_run]
         tracker = Tracker([sink for sink in sinks if sink], rows.last_images_seen)
     facts = _facts(config, images, state.description, runtime.topology, directory)
@@ -245,6 +246,7 @@ def _train_in(directory: RunDir | None, config: Config, images: Images, runtime:
         run.best = saved.info.get("best") if saved else None
         run.snapshots = Snapshots(lambda: loop.snapshot(run))
         run.saver = Saver(directory.checkpoints, config.checkpoint, run.snapshots, seen if saved else -1)
+        run.saver.tell_of = lambda path, taken, best: tracker.checkpoint(path, taken.images_seen, best, taken.info)
         runtime.control.before_leaving = run.saver.flush
     exit_code = 1
     try:

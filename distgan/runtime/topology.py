@@ -62,6 +62,10 @@ class Topology:
         """Whether this worker reads and writes the run directory."""
         return self.rank == 0
 
+    def facts(self) -> dict[str, str | int]:
+        """What a run's page tells of it."""
+        return {name: getattr(self, name) for name in ("strategy", "num_replicas", "world_size")}
+
     @property
     def local_replicas(self) -> range:
         """The replicas of this worker."""
@@ -73,6 +77,16 @@ def read_environment() -> dict[str, str]:
     """The variables that launchers set, and nothing else of the environment."""
     names = {"TF_CONFIG", *_INDICES, *_HOROVODRUN, *(name for names in _MPI for name in names)}
     return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def sweep_run_id() -> str:
+    """The id that a W&B sweep agent, a launcher too, has set for the run of its trial; empty without one."""
+    return os.environ.get("WANDB_RUN_ID", "")
+
+
+def child_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """This process' environment for one of its own, with more where it says nothing itself."""
+    return {**more, **os.environ}
 
 
 def find_workers(environment: Mapping[str, str], workers: int = 1, peers: str = "") -> Workers | None:

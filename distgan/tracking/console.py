@@ -14,7 +14,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn
 
 from distgan.errors import UserError
-from distgan.tracking.tracker import Row
+from distgan.tracking.alerts import Alert, Row
+from distgan.tracking.tracker import Sink
 
 log = logging.getLogger("distgan")
 _console = Console(stderr=True)
@@ -58,7 +59,7 @@ def log_to(path: Path) -> None:
     log.addHandler(handler)
 
 
-class ProgressLine:
+class ProgressLine(Sink):
     """A live line on a terminal; a log line a report elsewhere."""
 
     def __init__(self, total_images: int):
@@ -83,8 +84,9 @@ class ProgressLine:
         else:
             log.info(text)
 
-    def picture(self, name: str, path: Path, images_seen: int) -> None:
-        """Pictures are not shown."""
+    def alert(self, alert: Alert) -> None:
+        """Says it."""
+        log.log(logging.INFO if alert.level == "INFO" else logging.WARNING, "%s: %s", alert.title, alert.text)
 
     def close(self, exit_code: int) -> None:
         """Removes the live line."""

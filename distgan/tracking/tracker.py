@@ -8,15 +8,22 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+import numpy as np
+
+from distgan.tracking.alerts import Alert, Row, Watch
 
 log = logging.getLogger("distgan")
 
-Row = Mapping[str, float]
+_BINS = 64
 
 
-class Sink(Protocol):
-    """A place for rows and pictures."""
+class Sink:
+    """A place for what a run says of itself; by default it takes nothing."""
+
+    stop_asked = False
+    """Whether somebody asked there for the run's end."""
 
     def row(self, row: Row) -> None:
         """Takes one report; `progress/images_seen` is its place on the axis."""
@@ -24,16 +31,39 @@ class Sink(Protocol):
     def picture(self, name: str, path: Path, images_seen: int) -> None:
         """Takes a picture file, as `samples/ema_grid`."""
 
+    def histogram(self, name: str, counts: np.ndarray, edges: np.ndarray, images_seen: int) -> None:
+        """Takes a histogram, as `d_logits/real`: int [B] numbers between float [B + 1] edges."""
+
+    def evaluation(self, cards: Mapping[str, Any]) -> None:
+        """Takes how the scores of an evaluation were got."""
+
+    def checkpoint(self, path: Path, images_seen: int, best: bool, facts: Mapping[str, Any]) -> None:
+        """Takes a checkpoint that is on the disk."""
+
+    def alert(self, alert: Alert) -> None:
+        """Takes what somebody should look at."""
+
     def close(self, exit_code: int) -> None:
         """Ends with the exit code of the run."""
 
 
 class Tracker:
-    """Hands rows and pictures to every sink, once: what a restart works out again is not written again."""
+    """Hands everything to every sink, once: what a restart works out again is not written again."""
 
     def __init__(self, sinks: Sequence[Sink], seen_before: int = -1):
         self.sinks = sinks
         self.seen_before = seen_before
+        self.watch = Watch()
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether somebody asked for the run's end, where it is tracked."""
+        return any(sink.stop_asked for sink in self.sinks)
+
+    @property
+    def takes_histograms(self) -> bool:
+        """Whether any sink does something with them."""
+        return any(type(sink).histogram is not Sink.histogram for sink in self.sinks)
 
     def row(self, row: Row) -> None:
         """Takes one report, unless an earlier start of the run has written its place on the axis."""
@@ -41,11 +71,34 @@ class Tracker:
             self.seen_before = int(row["progress/images_seen"])
             for sink in self.sinks:
                 sink.row(row)
+            for alert in self.watch.row(row) if self.sinks else ():
+                self.alert(alert)
 
     def picture(self, name: str, path: Path, images_seen: int) -> None:
         """Takes a picture file."""
         for sink in self.sinks:
             sink.picture(name, path, images_seen)
+
+    def histogram(self, name: str, values: np.ndarray, images_seen: int) -> None:
+        """Takes float [N] values as a histogram."""
+        counts, edges = np.histogram(values[np.isfinite(values)], _BINS)
+        for sink in self.sinks:
+            sink.histogram(name, counts, edges, images_seen)
+
+    def evaluation(self, cards: Mapping[str, Any]) -> None:
+        """Takes how the scores of an evaluation were got."""
+        for sink in self.sinks:
+            sink.evaluation(cards)
+
+    def checkpoint(self, path: Path, images_seen: int, best: bool, facts: Mapping[str, Any]) -> None:
+        """Takes a checkpoint that is on the disk; from any thread."""
+        for sink in self.sinks:
+            sink.checkpoint(path, images_seen, best, facts)
+
+    def alert(self, alert: Alert) -> None:
+        """Tells of what somebody should look at."""
+        for sink in self.sinks:
+            sink.alert(alert)
 
     def close(self, exit_code: int) -> None:
         """Ends every sink."""
@@ -53,7 +106,7 @@ class Tracker:
             sink.close(exit_code)
 
 
-class JsonLines:
+class JsonLines(Sink):
     """`metrics.jsonl`: a JSON object a row, appended. A last line that a kill has torn is cut off.
 
     Rows that a full or failing disk does not take wait in memory for the next one.

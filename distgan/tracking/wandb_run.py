@@ -1,34 +1,67 @@
-"""Weights & Biases: one run that survives restarts, offline where no key is found, and never the end of a training run."""
+"""The process that speaks to Weights & Biases for a run: started by `wandb_sink`, with messages on stdin and answers on stdout.
+
+The rows it takes from metrics.jsonl: what W&B does not have yet of an earlier start comes first, and nothing comes twice,
+however the run was stopped. It ends with the trainer, or soon after.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import netrc
-import secrets
-from collections.abc import Mapping
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import wandb
+from filelock import FileLock, Timeout
+from PIL import Image
+from wandb.proto.wandb_internal_pb2 import Record
 
-from distgan.config import TrackingConfig
-from distgan.tracking.console import log
-from distgan.tracking.tracker import Row
+from distgan.tracking import wandb_log
 
-_INIT_SECONDS = 30
-_FINISH_SECONDS = 120
 _MOST_ERRORS = 10
+_AXIS = "progress/images_seen"
+_STOPPED = 75  # The run's exit code after a signal: it is to be started again.
+_PREDECESSOR_SECONDS = 20  # How long to wait for the process of an earlier start.
+_CHECK_SECONDS = 10
 
 
-def choose_mode(wanted: str) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What a process is started with."""
+
+    mode: str
+    """`auto`, `online` or `offline`."""
+    id: str
+    project: str
+    entity: str
+    agent: bool
+    """Whether id, project and entity are a sweep agent's to set."""
+    run_dir: str
+    config: Mapping[str, Any]
+    key_file: str
+    init_seconds: float
+    finish_seconds: float
+    by_reference: bool
+    """Whether artifacts refer to files where they lie."""
+    job_type: str = "train"
+
+
+def choose_mode(wanted: str, key_file: str = "") -> str:
     """`online`, `offline` or `disabled`: the option, else WANDB_MODE, else online where a key is found."""
     if wanted != "auto":
         return wanted
     mode = wandb.setup().settings.mode
     if mode != "online":
-        return mode
-    return "online" if has_key() else "offline"
+        return "offline" if mode == "dryrun" else str(mode)
+    return "online" if key_file or has_key() else "offline"
 
 
 def has_key() -> bool:
@@ -42,97 +75,252 @@ def has_key() -> bool:
         return False
 
 
-def open_wandb(tracking: TrackingConfig, config: Mapping[str, Any], run_dir: Path) -> WandbRun | None:
-    """The W&B run of a run directory, begun or gone on with; None where it is disabled or cannot be had."""
+def main() -> None:
+    """Opens the run, follows the messages, and finishes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's to answer.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # Whatever else is printed is no answer.
+
+    def answer(**message: Any) -> None:
+        try:
+            print(json.dumps(message), file=answers, flush=True)
+        except BrokenPipeError:  # The trainer is gone; what it said before is still to be done.
+            pass
+
+    order = Order(**json.loads(sys.stdin.readline()))
+    lock = FileLock(Path(order.run_dir) / ".wandb.lock", timeout=_PREDECESSOR_SECONDS)
     try:
-        mode = choose_mode(tracking.wandb)
-        if mode == "disabled":
-            return None
-        run_id = _run_id(run_dir, tracking)
-        try:
-            run = _init(mode, run_id, tracking, config, run_dir)
-        except Exception as error:
-            if mode == "offline":
-                raise
-            log.warning("W&B cannot be reached (%s): going on offline", _first_line(error))
-            wandb.teardown()
-            mode = "offline"
-            run = _init(mode, run_id, tracking, config, run_dir)
-        where = run.url if mode == "online" else f"{run_dir / 'wandb'}, upload with: wandb sync {Path(run.dir).parent}"
-        log.info("W&B %s, run %s: %s", mode, run_id, where)
-        return WandbRun(run)
+        lock.acquire()
+    except (Timeout, OSError):
+        pass
+    try:
+        session = Session(order, answer)
     except Exception as error:
-        log.warning("W&B is off: %s", _first_line(error))
-        return None
+        answer(failed=first_line(error))
+        os._exit(1)
+    answer(opened={"mode": session.mode, "id": session.run.id, "url": session.url, "folder": session.folder})
+    exit_code = 1  # Where the trainer ends without a word.
+    for line in sys.stdin:
+        message = json.loads(line)
+        if "close" in message:
+            exit_code = message["close"]
+            break
+        session.take(message)
+    answer(done=session.finish(exit_code))
 
 
-class WandbRun:
-    """A sink that gives up after ten errors in a row rather than disturb the run."""
+class Session:
+    """A start's part of the W&B run, from init to finish."""
 
-    def __init__(self, run: Any):
-        self.run = run
+    def __init__(self, order: Order, answer: Any):
+        self.order, self.answer = order, answer
+        self.directory = Path(order.run_dir)
+        self.mode = choose_mode(order.mode, order.key_file)
+        if self.mode == "disabled":
+            raise ValueError("WANDB_MODE=disabled")
+        before = self._local_images_seen()
+        self.run = self._init()
+        self.folder = str(Path(self.run.dir).parent)
+        self.url = self.run.url or "" if self.mode == "online" else ""
+        if self.mode == "online":
+            before = self._summary_images_seen()
+        self.rows = rows(self.directory / "metrics.jsonl", before)
+        self.waiting: dict[str, Any] | None = None
+        """The first row that has not been logged."""
+        self.beside: list[tuple[int, dict[str, Any]]] = []
+        """Pictures and the like by images seen, which go along with the row of the same place."""
         self.errors = 0
+        self.logged = before
+        self.count = 0
+        self._note()
 
-    def row(self, row: Row) -> None:
-        """Logs a report, on the axis of images seen; never waits for the network."""
-        self._log(row)
+    def _init(self) -> Any:
+        order = self.order
+        key = Path(order.key_file).read_text().strip() if order.key_file and self.mode == "online" else None
+        names = {} if order.agent else {"id": order.id, "project": order.project, "entity": order.entity or None}
+        answer = self.answer
+        wanted = {
+            "api_key": key,
+            "console": "off",
+            "disable_git": True,
+            "finish_timeout": order.finish_seconds,
+            "finish_timeout_raises": True,
+            "init_timeout": order.init_seconds,
+            "save_code": False,
+            "silent": True,
+            # A plain function: wandb copies the settings, and a bound method's lock cannot be.
+            "stop_fn": lambda: answer(stop=True),
+            "x_stats_pid": os.getppid(),
+            "x_transaction_log_flush_interval": 2.0,
+        }
+        run = wandb.init(
+            mode=self.mode,  # type: ignore[arg-type]
+            resume="allow",
+            name=self.directory.name,
+            job_type=order.job_type,
+            config=dict(order.config),
+            dir=str(self.directory),
+            settings=known_settings(wanted),
+            **names,  # type: ignore[arg-type]
+        )
+        run.define_metric(_AXIS, hidden=True)
+        run.define_metric("*", step_metric=_AXIS)
+        return run
 
-    def picture(self, name: str, path: Path, images_seen: int) -> None:
-        """Logs a picture as JPEG."""
-        if self.errors < _MOST_ERRORS:
-            self._log({"progress/images_seen": images_seen, name: wandb.Image(str(path), file_type="jpg")})
-
-    def close(self, exit_code: int) -> None:
-        """Waits at most two minutes for uploads."""
+    def take(self, message: Mapping[str, Any]) -> None:
+        """Does what a message asks for."""
         try:
-            if exit_code == 75:
-                self.run.mark_preempting()
-            self.run.finish(exit_code=exit_code)
+            for kind, content in message.items():
+                getattr(self, f"_take_{kind}")(**content)
         except Exception as error:
-            log.warning("W&B did not finish: %s", _first_line(error))
+            self.answer(trouble=f"took no {next(iter(message))}: {first_line(error)}")
 
-    def _log(self, values: Mapping[str, Any]) -> None:
+    def _take_row(self, images_seen: float) -> None:
+        """Logs the rows of metrics.jsonl up to a place on the axis."""
+        while row := self.waiting or next(self.rows, None):
+            self.waiting = row
+            if row[_AXIS] > images_seen:
+                return
+            self._log_beside(row[_AXIS], row)
+            self._log(row)
+            self.waiting = None
+
+    def _take_picture(self, name: str, path: str, images_seen: int) -> None:
+        with Image.open(path) as picture:
+            shown = picture.convert("L" if picture.mode in ("1", "L") else "RGB")
+        self._beside(images_seen, {name: wandb.Image(shown, file_type="jpg")})
+
+    def _take_histogram(self, name: str, counts: list[int], edges: list[float], images_seen: int) -> None:
+        self._beside(images_seen, {name: wandb.Histogram(np_histogram=(counts, edges))})  # type: ignore[arg-type]
+
+    def _beside(self, images_seen: int, values: dict[str, Any]) -> None:
+        """Keeps what stands beside a row, unless an earlier start has shown it."""
+        if images_seen > self.logged or (images_seen == 0 and self.logged < 0):
+            self.beside.append((images_seen, values))
+
+    def _log_beside(self, images_seen: float, row: dict[str, Any]) -> None:
+        """Logs what is kept of places before a row's, and adds to the row what is of its own."""
+        earlier: dict[int, dict[str, Any]] = {}
+        for place, values in self.beside:
+            (row if place == images_seen else earlier.setdefault(place, {})).update(values)
+        self.beside = []
+        for place, values in sorted(earlier.items()):
+            self._log({_AXIS: place, **values})
+
+    def _take_alert(self, title: str, text: str, level: str) -> None:
+        self.run.alert(title, text, level=level, wait_duration=3600)
+
+    def _take_config(self, **values: Any) -> None:
+        self.run.config.update(values, allow_val_change=True)
+
+    def _take_artifact(self, path: str, name: str, aliases: list[str], metadata: dict[str, Any]) -> None:
+        artifact = wandb.Artifact(f"{name}-{self.run.id}", type="model", metadata=metadata)
+        if self.order.by_reference:
+            artifact.add_reference(Path(path).resolve().as_uri())
+        else:
+            artifact.add_dir(path)
+        self.run.log_artifact(artifact, aliases=aliases)
+
+    def _log(self, values: dict[str, Any]) -> None:
         if self.errors >= _MOST_ERRORS:
             return
         try:
-            self.run.log(dict(values))
-            self.errors = 0
+            self.run.log(values)
+            self.logged, self.errors, self.count = max(self.logged, values[_AXIS]), 0, self.count + 1
         except Exception as error:
             self.errors += 1
-            log.warning("W&B took no row: %s", _first_line(error))
+            self.answer(trouble=f"took no row: {first_line(error)}")
+
+    def finish(self, exit_code: int) -> dict[str, Any]:
+        """Logs what is left and waits for uploads, so long and no longer; returns what became of them."""
+        self._take_row(math.inf)
+        self._log_beside(math.inf, {})
+        trouble = ""
+        expected = self.run.starting_step + self.count
+        path = f"{self.run.entity}/{self.run.project}/{self.run.id}"
+        try:
+            if exit_code == _STOPPED:
+                self.run.mark_preempting()
+            self.run.finish(exit_code=exit_code)
+            if self.mode == "online":
+                trouble = self._missing(path, expected)
+        except TimeoutError:
+            trouble = f"uploads did not end in {self.order.finish_seconds:g} s"
+        except Exception as error:
+            trouble = first_line(error)
+        self._note()
+        return {"trouble": trouble}
+
+    def _missing(self, path: str, expected: int) -> str:
+        """Asks the server how many rows it has: of an answer that is none, wandb-core does not tell."""
+        there = (
+            wandb.Api(overrides={"entity": path.split("/")[0]}, timeout=_CHECK_SECONDS).run(path).lastHistoryStep + 1
+        )
+        return f"the server has {there} of {expected} rows" if there < expected else ""
+
+    def _summary_images_seen(self) -> float:
+        """The last row's place that the server has; -1 of a new run."""
+        return float(self.run.summary.get(_AXIS, -1)) if self.run.resumed else -1
+
+    def _local_images_seen(self) -> float:
+        """The last row's place in the newest of this run's local files that has any; -1 where there is none.
+
+        Folders without a row are what a start left that could not reach the server, and removed.
+        """
+        for file in sorted(
+            self.directory.glob(f"wandb/*run-*-{self.order.id}/run-{self.order.id}.wandb"), reverse=True
+        ):
+            if (last := last_images_seen(file)) >= 0:
+                return last
+            shutil.rmtree(file.parent, ignore_errors=True)
+        return json.loads((self.directory / "wandb_run.json").read_text()).get("high_water_images", -1)
+
+    def _note(self) -> None:
+        """Writes down how far W&B has come."""
+        path = self.directory / "wandb_run.json"
+        noted = json.loads(path.read_text()) | {"mode": self.mode, "high_water_images": self.logged}
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(noted) + "\n")
+        temporary.rename(path)
 
 
-def _init(mode: Any, run_id: str, tracking: TrackingConfig, config: Mapping[str, Any], run_dir: Path) -> Any:
-    settings = wandb.Settings(
-        console="off", init_timeout=_INIT_SECONDS, finish_timeout=_FINISH_SECONDS, silent=True, disable_git=True
-    )
-    run = wandb.init(
-        mode=mode,
-        id=run_id,
-        resume="allow",
-        project=tracking.wandb_project,
-        entity=tracking.wandb_entity or None,
-        name=run_dir.name,
-        config=dict(config),
-        dir=str(run_dir),
-        settings=settings,
-    )
-    run.define_metric("progress/images_seen", hidden=True)
-    run.define_metric("*", step_metric="progress/images_seen")
-    return run
+def known_settings(wanted: Mapping[str, Any]) -> Any:
+    """W&B's settings of those names that the installed version knows: `x_` names come and go."""
+    return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
 
 
-def _run_id(run_dir: Path, tracking: TrackingConfig) -> str:
-    path = run_dir / "wandb_run.json"
-    if path.exists():
-        return json.loads(path.read_text())["id"]
-    run_id = secrets.token_hex(4)
-    content = {"id": run_id, "project": tracking.wandb_project, "entity": tracking.wandb_entity}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content) + "\n")
-    temporary.rename(path)
-    return run_id
+def rows(path: Path, after: float) -> Iterator[dict[str, Any]]:
+    """The rows of metrics.jsonl beyond a place on the axis, as they come: it goes on after having ended."""
+    while not path.exists():
+        yield {}
+    with path.open() as file:
+        while True:
+            place = file.tell()
+            line = file.readline()
+            if not line.endswith("\n"):
+                file.seek(place)
+                yield {}
+                continue
+            row = json.loads(line)
+            if row[_AXIS] > after:
+                yield {key: math.nan if value is None else value for key, value in row.items()}
 
 
-def _first_line(error: Exception) -> str:
+def last_images_seen(path: Path) -> float:
+    """The last place on the axis of a local file; -1 where it has none."""
+    last = -1.0
+    for data in wandb_log.records(path):
+        record = Record.FromString(data)
+        for item in record.history.item:
+            if (item.key or "/".join(item.nested_key)) == _AXIS:
+                last = max(last, float(json.loads(item.value_json)))
+    return last
+
+
+def first_line(error: Exception) -> str:
+    """An error in a line."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+if __name__ == "__main__":
+    main()

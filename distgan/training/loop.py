@@ -21,7 +21,7 @@ import tensorflow as tf
 from distgan.config import Config, images
 from distgan.data import pipeline
 from distgan.data.pipeline import Reader
-from distgan.errors import Diverged, Stopped, UserError
+from distgan.errors import Diverged, Halted, Stopped, UserError
 from distgan.evaluation.evaluator import GivenUp
 from distgan.evaluation.sampling import Sampler, save_grid
 from distgan.runtime import devices
@@ -31,7 +31,7 @@ from distgan.tracking.tracker import Tracker
 from distgan.training import desync, scores
 from distgan.training.checkpoint import Checkpoint
 from distgan.training.phases import batches_per_step, cycle, measured_keys, phases
-from distgan.training.report import Clock, report
+from distgan.training.report import Clock, report, report_logits
 from distgan.training.run_dir import RunDir
 from distgan.training.saving import Saver, Snapshots
 from distgan.training.state import TrainState
@@ -39,6 +39,7 @@ from distgan.training.step import compile_steps
 from distgan.training.stopping import Stop
 
 _GRID_IMAGES = 64
+STOP_BUTTON = "W&B's stop button"
 
 
 @dataclasses.dataclass
@@ -126,6 +127,10 @@ def train(run: Run, stop: Stop) -> None:
     control, primary = run.runtime.control, run.directory is not None
     check = desync.build_check(run.state, run.runtime) if run.config.runtime.check_desync else lambda: None
 
+    def asked() -> str | None:
+        """Who asked for the run's end."""
+        return stop.signal.name if stop.signal else STOP_BUTTON if run.tracker.stop_asked else None
+
     def save(best: bool = False) -> None:
         check()
         if run.saver:
@@ -140,15 +145,18 @@ def train(run: Run, stop: Stop) -> None:
     def evaluate() -> bool:
         """Whether this is the best score so far."""
         control.at("evaluating", seen // run.images_per_step, patient=True)
+        started = time.perf_counter()
         try:
-            result = evaluations(seen, lambda: any(control.gather(stop.signal is not None)))
+            result = evaluations(seen, lambda: any(control.gather(asked() is not None)))
         except GivenUp:
             return False
         best = False
         if result:
-            run.scores = {f"eval/{name}": value for name, value in result["scores"].items()}
             best = evaluations.is_best(seen)
             run.best = {"images_seen": seen, "scores": result["scores"]} if best else run.best
+            run.scores = scores.for_row(run.config, result["scores"], run.best)
+            run.scores["time/evaluation_s"] = time.perf_counter() - started
+            run.tracker.evaluation(result["cards"])
         return control.gather(best)[0]
 
     every = Every.of(run.config)
@@ -170,12 +178,14 @@ def train(run: Run, stop: Stop) -> None:
         save(best=True)
     while seen < total:
         step = seen // run.images_per_step
-        signals, limits = zip(*control.gather([stop.signal and stop.signal.name, clock.limit()]), strict=True)
+        signals, limits = zip(*control.gather([asked(), clock.limit()]), strict=True)
         if any(signals):
             save_last()
             control.gather(None)
             name = next(name for name in signals if name)
-            raise Stopped(f"stopped by {name} at {seen / 1000:g} kimg, saved; start it again to go on")
+            raise (Halted if name == STOP_BUTTON else Stopped)(
+                f"stopped by {name} at {seen / 1000:g} kimg, saved; start it again to go on"
+            )
         marks = [seen // interval * interval + interval for interval in every if interval] + profile.marks(step)
         steps = min(math.ceil((min(*marks, total) - seen) / run.images_per_step), *limits)
         # Steps with other phases are compiled when they first come.
@@ -195,17 +205,17 @@ def train(run: Run, stop: Stop) -> None:
         before, seen = seen, seen + steps * run.images_per_step
         due = Every(*(crosses(interval, before, seen) for interval in every))
         best = bool(due.evaluation) and evaluate()
+        # Before the row of the same place, which pictures go along with.
+        if due.samples or seen >= total:
+            write_samples(run, sampler, seen)
         if due.report:
             check()
             report(run, clock, seen)
-        if due.samples:
-            write_samples(run, sampler, seen)
         # Last, so that whoever goes on from here has nothing to make up for.
         if due.checkpoint or best:
             save(best)
         elif run.snapshots:
             run.snapshots.take() if due.snapshot else run.snapshots.refresh()
-    write_samples(run, sampler, seen)
     # Saved before the last row, which may come early: a run that is made longer reports whole intervals again.
     save_last()
     if run.state.report_counts.numpy().any():
@@ -269,9 +279,11 @@ def write_samples(run: Run, sampler: Sampler, seen: int) -> None:
         return
     path = run.directory.sample_path(seen)
     numbers = range(_GRID_IMAGES)
+    drawn, labels = sampler(run.config.seed, numbers), sampler.labels(numbers)
     with telling(run):
-        save_grid(sampler(run.config.seed, numbers), path, sampler.captions(sampler.labels(numbers)))
+        save_grid(drawn, path, sampler.captions(labels))
         run.tracker.picture("samples/ema_grid", path, seen)
+    report_logits(run, drawn, labels, seen)
 
 
 def write_reals(run: Run, sampler: Sampler) -> None:

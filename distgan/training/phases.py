@@ -13,7 +13,15 @@ from distgan.objectives import LOSSES
 
 NETWORKS = ("discriminator", "generator")
 _MEASURED = {
-    "discriminator": ("loss/discriminator", "d_logits/real_mean", "d_logits/fake_mean", "d_sign/real", "d_sign/fake"),
+    "discriminator": (
+        "loss/discriminator",
+        "d_logits/real_mean",
+        "d_logits/fake_mean",
+        "d_logits/real_square",
+        "d_logits/fake_square",
+        "d_sign/real",
+        "d_sign/fake",
+    ),
     "generator": ("loss/generator",),
 }
 

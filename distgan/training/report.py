@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from distgan.runtime import devices
+from distgan.runtime import devices, gpus
+from distgan.training import ema
 from distgan.training.phases import measured_keys
 
 if TYPE_CHECKING:
@@ -47,32 +50,22 @@ class Clock:
 
 def report(run: Run, clock: Clock, seen: int) -> None:
     """Writes a row: means over the steps since the last one; all workers call it."""
-    state, config = run.state, run.config
-    values: dict[str, list[float]] = {}
-    totals, counts = state.report_totals.numpy(), state.report_counts.numpy()
-    for (_, key), total, count in zip(measured_keys(config), totals, counts, strict=True):
-        if count:  # A phase that comes seldom may not have come since the last row.
-            values.setdefault(key, []).append(total / count)
+    state, config, control = run.state, run.config, run.runtime.control
     seconds_per_step = clock.seconds / clock.steps
     rate = run.images_per_step / seconds_per_step
     # What a worker's step takes without the waiting in sums over replicas tells who the others wait for.
-    own = run.runtime.control.gather((clock.seconds - clock.waited_for_others) / clock.steps * 1000)
-    workers = {
-        "workers/step_ms_fastest": min(own),
-        "workers/step_ms_mean": float(np.mean(own)),
-        "workers/step_ms_slowest": max(own),
-        "workers/slowest_rank": int(np.argmax(own)),
-    }
+    own_ms = (clock.seconds - clock.waited_for_others) / clock.steps * 1000
+    gathered = control.gather([own_ms, socket.gethostname(), run.runtime.topology.local_rank == 0 and gpus.use()])
     left_out = {}
     if config.data.on_error == "skip":
-        everywhere = run.runtime.control.gather(sorted(run.reader.unreadable))
+        everywhere = control.gather(sorted(run.reader.unreadable))
         left_out = {"data/unreadable_images": len({index for each in everywhere for index in each})}
     row = {
         "progress/images_seen": seen,
         "progress/kimg": seen / 1000,
         "progress/step": seen // run.images_per_step,
         "progress/restarts": run.directory.starts if run.directory else 0,
-        **{key: float(np.mean(means)) for key, means in values.items()},
+        **_measured(run),
         **_schedules(run),
         **run.scores,
         **{
@@ -81,12 +74,13 @@ def report(run: Run, clock: Clock, seen: int) -> None:
             for key, v in kept.items()
             if part != "augmentation"
         },
-        **{f"lr/{name}": float(optimizer.learning_rate.numpy()) for name, optimizer in state.optimizers.items()},
         "throughput/images_per_second": rate,
         "throughput/images_per_second_per_replica": rate / run.runtime.topology.num_replicas,
         "time/step_ms": seconds_per_step * 1000,
         "time/data_wait_ms": clock.waited / clock.steps * 1000,
-        **(workers if len(own) > 1 else {}),
+        **_checkpoint_time(run),
+        **_workers([own for own, _, _ in gathered], clock),
+        **nodes([(host, use) for _, host, use in gathered]),
         **left_out,
         **{f"memory/{key}": value for key, value in devices.memory().items()},
     }
@@ -97,10 +91,90 @@ def report(run: Run, clock: Clock, seen: int) -> None:
     state.report_counts.assign(tf.zeros_like(state.report_counts))
 
 
+def _measured(run: Run) -> dict[str, float]:
+    """Means over the steps since the last row, and over the phases that measure the same."""
+    totals, counts = run.state.report_totals.numpy(), run.state.report_counts.numpy()
+    values: dict[str, list[float]] = {}
+    left_out, steps_of = 0.0, dict[str, float]()
+    for (phase, key), total, count in zip(measured_keys(run.config), totals, counts, strict=True):
+        steps_of.setdefault(phase, count)
+        left_out += (steps_of[phase] - count) if key.startswith("grad_norm/") else 0
+        if count:  # A phase that comes seldom may not have come since the last row.
+            values.setdefault(key, []).append(total / count)
+    means = {key: float(np.mean(each)) for key, each in values.items()}
+    for kind in ("real", "fake"):
+        square, mean = means.pop(f"d_logits/{kind}_square", None), means.get(f"d_logits/{kind}_mean")
+        if square is not None and mean is not None:
+            means[f"d_logits/{kind}_std"] = math.sqrt(max(0.0, square - mean**2))
+    # In float16 an update whose gradients overflowed is left out; in other precisions it ends the run.
+    return means | ({"health/nonfinite_steps": left_out} if run.config.precision == "mixed_float16" else {})
+
+
 def _schedules(run: Run) -> dict[str, float]:
-    """Where the augmentation stands."""
-    part, kept = run.config.objective.augmentation, run.state.kept["augmentation"]
-    if part.name == "none":
+    """Where augmentation, learning rates and the average stand."""
+    state, config = run.state, run.config
+    values = {f"lr/{name}": float(optimizer.learning_rate.numpy()) for name, optimizer in state.optimizers.items()}
+    values["ema/decay"] = 1 - float(ema.amount(config, state.images_seen.read_value(), run.images_per_step))
+    part, kept = config.objective.augmentation, state.kept["augmentation"]
+    if part.name != "none":
+        values["augmentation/p"] = float(part.options.probability(kept, state.images_seen, config.train.total_kimg))
+    return values
+
+
+def _checkpoint_time(run: Run) -> dict[str, float]:
+    """How long saves have held up the training since the last row, where there were any."""
+    if not (run.saver and run.saver.held_seconds):
         return {}
-    p = part.options.probability(kept, run.state.images_seen, run.config.train.total_kimg)
-    return {"augmentation/p": float(p)}
+    seconds, run.saver.held_seconds = run.saver.held_seconds, 0.0
+    return {"time/checkpoint_s": seconds}
+
+
+def _workers(own_ms: Sequence[float], clock: Clock) -> dict[str, float]:
+    """Who is slow, and how long the primary waits for sums over replicas; nothing of one worker."""
+    if len(own_ms) == 1:
+        return {}
+    return {
+        "workers/step_ms_fastest": min(own_ms),
+        "workers/step_ms_mean": float(np.mean(own_ms)),
+        "workers/step_ms_slowest": max(own_ms),
+        "workers/slowest_rank": int(np.argmax(own_ms)),
+        "time/reduction_wait_ms": clock.waited_for_others / clock.steps * 1000,
+    }
+
+
+def nodes(uses: Sequence[tuple[str, Any]]) -> dict[str, float]:
+    """`node/0/gpu_utilization` and so on from every worker's host and what it read there, hosts numbered by first rank.
+
+    >>> nodes([("a", {"gpu_utilization": 90.0}), ("a", False), ("b", {}), ("c", {"gpu_utilization": 70.0})])
+    {'node/0/gpu_utilization': 90.0, 'node/2/gpu_utilization': 70.0}
+    """
+    by_host: dict[str, dict[str, float]] = {}
+    for host, use in uses:
+        found = by_host.setdefault(host, {})
+        found.update({} if found else use or {})
+    return {f"node/{number}/{key}": v for number, use in enumerate(by_host.values()) for key, v in use.items()}
+
+
+def report_logits(run: Run, fakes: np.ndarray, labels: np.ndarray, seen: int) -> None:
+    """Histograms of what the discriminator, as it is for inference, says of a grid's fakes and as many real images.
+
+    Args:
+      run: the run, on the primary.
+      fakes: uint8 [N, H, W, C].
+      labels: int32 [N], of the fakes.
+      seen: images seen.
+    """
+    if not run.tracker.takes_histograms:
+        return
+    reals = run.reader(np.arange(len(fakes)))
+    for kind, (pixels, classes) in {"fake": (fakes, labels), "real": reals}.items():
+        run.tracker.histogram(f"d_logits/{kind}", logits(run.state.discriminator, pixels, classes), seen)
+
+
+def logits(discriminator: Any, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Float [N]: what a discriminator, as it is for inference, says of uint8 [N, H, W, C] images of classes int32 [N]."""
+    judged = tf.cast(images, discriminator.variable_dtype) / 127.5 - 1
+    variables = (discriminator.trainable_variables, discriminator.non_trainable_variables)
+    trained, others = ([tf.convert_to_tensor(v.value) for v in each] for each in variables)
+    outputs, _ = discriminator.stateless_call(trained, others, judged, labels=tf.constant(labels, tf.int32))
+    return outputs[:, 0].numpy()

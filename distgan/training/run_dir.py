@@ -52,6 +52,13 @@ class RunDir:
         """Where the grid of an image count lies."""
         return self.path / "samples" / f"{images_seen // 1000:06d}.png"
 
+    def facts(self) -> dict[str, Any]:
+        """The flat config, and what this start goes by: data, versions and git revision."""
+        content = _load(self.path / "config.json")
+        start = content["starts"][-1]
+        facts = {name: start[name] for name in ("versions", "git_revision")}
+        return {**content["config"], "data_fingerprint": content["data_fingerprint"], **facts}
+
     def wandb_run_id(self) -> str | None:
         """The id of the run at W&B, which wandb_run.json keeps; None where there is none."""
         try:

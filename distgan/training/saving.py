@@ -59,6 +59,8 @@ class Saver:
         self.folder, self.options, self.snapshots, self.saved = folder, options, snapshots, saved
         self.held_seconds = 0.0
         """How long saves have held up the training since somebody set this to 0."""
+        self.tell_of: Callable[[Path, Checkpoint, bool], None] = lambda path, taken, best: None
+        """Called with every checkpoint that is on the disk, and whether it is the best; from the thread that wrote it."""
         self._error: OSError | None = None
         self._thread: threading.Thread | None = None
         self._writing = threading.RLock()
@@ -112,7 +114,7 @@ class Saver:
         """Writes a copy; tells of a failure once, until a save succeeds again."""
         with self._writing:
             try:
-                checkpoint.write(self.folder, taken, self.options.keep, best)
+                path = checkpoint.write(self.folder, taken, self.options.keep, best)
             except OSError as error:
                 if not self._error and self.options.on_error == "continue":
                     log.warning("%s; the next save tries again", self._tell(error))
@@ -121,6 +123,7 @@ class Saver:
             if self._error:
                 log.info("checkpoints are written again, at %g kimg", taken.images_seen / 1000)
             self._error, self.saved = None, taken.images_seen
+            self.tell_of(path, taken, best)
             return True
 
     def _tell(self, error: OSError) -> str:

@@ -110,6 +110,13 @@ def _protocol(card: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in card.items() if key != "checkpoint"}
 
 
+def for_row(config: Config, found: Mapping[str, float], best: Mapping[str, Any] | None) -> dict[str, float]:
+    """The scores as a row has them, with the first metric's best so far as `eval/fid_best`, which a sweep may aim at."""
+    main = config.evaluation.metrics[0].options.main
+    row = {f"eval/{name}": value for name, value in found.items()}
+    return row | ({f"eval/{main}_best": best["scores"][main]} if best and main in best["scores"] else {})
+
+
 def as_json(result: Result, images_seen: int) -> dict[str, Any]:
     """A line of evaluations.jsonl."""
     return {

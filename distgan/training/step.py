@@ -317,6 +317,8 @@ class PhaseStep:
             "loss/discriminator": self.loss.discriminator(*seen.compared),
             "d_logits/real_mean": seen.real_logits,
             "d_logits/fake_mean": seen.fake_logits,
+            "d_logits/real_square": tf.square(seen.real_logits),
+            "d_logits/fake_square": tf.square(seen.fake_logits),
             "d_sign/real": tf.sign(seen.real_logits),
             "d_sign/fake": tf.sign(seen.fake_logits),
         }

@@ -1,0 +1,285 @@
+"""Weights & Biases as a run sees it: a queue, and a process of its own (`wandb_run`) that nothing here ever waits for.
+
+Whatever hangs, fails or leaks there does so elsewhere; at the end it is given so many seconds and no more. Rows are not even
+sent: the process takes them from metrics.jsonl, so none is lost and memory does not grow, whatever W&B does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distgan.config import TrackingConfig
+from distgan.errors import UserError
+from distgan.runtime import topology
+from distgan.tracking.alerts import Alert, Row
+from distgan.tracking.console import log
+from distgan.tracking.tracker import Sink
+
+_MOST_WAITING = 1000
+_START_SECONDS = 30  # For the process itself, on a busy machine.
+_HURRIED_SECONDS = 15  # From a signal to the end.
+_FINAL = ("No module named", "WANDB_MODE=disabled")  # What offline would be no better.
+_LONGEST_SECONDS = 10**6
+_STOPPED = 75
+_DIVERGED = 3
+
+
+def open_wandb(tracking: TrackingConfig, facts: Mapping[str, Any], run_dir: Path, restarts: int) -> WandbSink | None:
+    """The W&B run of a run directory, begun or gone on with; None where it is disabled.
+
+    Raises:
+      UserError: the file that should hold the key cannot be read.
+    """
+    if tracking.wandb == "disabled":
+        return None
+    if tracking.wandb_key_file and tracking.wandb != "offline":
+        try:
+            Path(tracking.wandb_key_file).read_text()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"--tracking.wandb_key_file={tracking.wandb_key_file} cannot be read: {why}") from None
+    agent = topology.sweep_run_id()
+    order = {
+        "mode": tracking.wandb,
+        **_identity(run_dir, tracking, agent, restarts),
+        "agent": bool(agent),
+        "run_dir": str(run_dir),
+        "config": dict(facts),
+        "key_file": tracking.wandb_key_file,
+        "init_seconds": tracking.wandb_init_seconds,
+        "finish_seconds": tracking.wandb_finish_seconds,
+        "by_reference": tracking.wandb_artifacts == "reference",
+    }
+    sink = WandbSink(order, tracking.wandb_checkpoints)
+    if restarts:
+        sink.alert(Alert("restart", f"start number {restarts + 1} of {run_dir}", "INFO"))
+    return sink
+
+
+def _identity(run_dir: Path, tracking: TrackingConfig, agent: str, restarts: int) -> dict[str, str]:
+    """Id, project and entity, as wandb_run.json keeps them; a sweep agent's id is the one that counts."""
+    path = run_dir / "wandb_run.json"
+    wanted = {"entity": tracking.wandb_entity, "project": tracking.wandb_project}
+    kept: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads(path.read_text())
+    if any(kept.get(name) != value for name, value in wanted.items()) or (agent and kept["id"] != agent):
+        kept = {"id": agent or secrets.token_hex(4), **wanted, "high_water_images": -1}  # A run of its own there.
+    kept |= {"mode": tracking.wandb, "restarts": restarts}
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(kept) + "\n")
+    temporary.rename(path)
+    return {name: kept[name] for name in ("id", "project", "entity")}
+
+
+class WandbSink(Sink):
+    """Hands on what it gets; every method returns at once, but for `close`, which has a limit."""
+
+    def __init__(self, order: Mapping[str, Any], checkpoints: str = "none"):
+        self.order, self.checkpoints = order, checkpoints
+        self.messages: queue.Queue[dict[str, Any]] = queue.Queue(_MOST_WAITING)
+        self.process: _Process | None = None
+        self.deadline = float("inf")
+        """Of everything, once the run is closed."""
+        self.hurried = threading.Event()
+        self.exit_code: int | None = None
+        self.left_out = 0
+        self.thread = threading.Thread(target=self._serve, name="wandb", daemon=True)
+        self.thread.start()
+
+    @property
+    def stop_asked(self) -> bool:  # type: ignore[override]
+        """Whether W&B's stop button was pressed."""
+        return self.process is not None and self.process.stop_asked
+
+    def row(self, row: Row) -> None:
+        with contextlib.suppress(queue.Full):  # A later row brings this one along.
+            self.messages.put_nowait({"row": {"images_seen": row["progress/images_seen"]}})
+
+    def picture(self, name: str, path: Path, images_seen: int) -> None:
+        self._put(picture={"name": name, "path": str(path), "images_seen": images_seen})
+
+    def histogram(self, name: str, counts: np.ndarray, edges: np.ndarray, images_seen: int) -> None:
+        content = {"name": name, "counts": counts.tolist(), "edges": edges.tolist(), "images_seen": images_seen}
+        self._put(histogram=content)
+
+    def evaluation(self, cards: Mapping[str, Any]) -> None:
+        protocols = {name: {k: v for k, v in card.items() if k != "checkpoint"} for name, card in cards.items()}
+        self._put(config={"evaluation_cards": protocols})
+
+    def checkpoint(self, path: Path, images_seen: int, best: bool, facts: Mapping[str, Any]) -> None:
+        if self.checkpoints == "all" or (self.checkpoints == "best" and best):
+            aliases = ["latest", f"kimg-{images_seen / 1000:g}", *(["best"] if best else [])]
+            self._put(artifact={"path": str(path), "name": "distgan", "aliases": aliases, "metadata": dict(facts)})
+
+    def alert(self, alert: Alert) -> None:
+        self._put(alert=alert._asdict())
+
+    def close(self, exit_code: int) -> None:
+        """Waits for uploads, for at most as long as the config says; 15 s after a signal."""
+        if exit_code == _DIVERGED:
+            self.alert(
+                Alert("diverged", "a loss or a gradient was not finite; the evidence is in the run directory", "ERROR")
+            )
+        seconds = 2 * _START_SECONDS + self.order["init_seconds"] + self.order["finish_seconds"]
+        if exit_code == _STOPPED:
+            seconds = _HURRIED_SECONDS
+            self.hurried.set()
+        self.deadline = time.monotonic() + seconds
+        self.exit_code = exit_code
+        self.thread.join(seconds)
+        if self.process:
+            self.process.kill()
+        if self.thread.is_alive():
+            self.thread.join(1)
+            log.warning(
+                "W&B was left after %g s; metrics.jsonl has every row, and the next start hands them on", seconds
+            )
+        if self.left_out:
+            log.warning("W&B was too slow for %d pictures or histograms: they are in the run directory", self.left_out)
+
+    def _put(self, **message: Any) -> None:
+        try:
+            self.messages.put_nowait(message)
+        except queue.Full:
+            self.left_out += 1
+
+    # What follows runs in the thread.
+
+    def _serve(self) -> None:
+        process, opened = self._open()
+        if "failed" in opened:
+            if opened["failed"] != "WANDB_MODE=disabled":
+                log.warning("W&B is off: %s", opened["failed"])
+            return
+        folder, run_id, offline = opened["folder"], opened["id"], opened["mode"] == "offline"
+        where = f"{folder}, upload with: {self._sync_command()}" if offline else opened["url"]
+        log.info("W&B %s, run %s: %s", opened["mode"], run_id, where)
+        self._feed(process)
+        done = process.done(self.deadline)
+        trouble = done["trouble"] if done else "its process ended early"
+        if offline:
+            log.info("W&B run %s is on this disk; upload with: %s", run_id, self._sync_command())
+        elif trouble:
+            log.warning("W&B may lack rows (%s); upload with: wandb sync --include-online %s", trouble, folder)
+
+    def _open(self) -> tuple[_Process, dict[str, Any]]:
+        """A process that has opened the run, offline if need be, or why there is none."""
+        process = self.process = _Process(self.order)
+        opened = process.opened(self._init_deadline(), self.hurried)
+        if "failed" not in opened or self.order["mode"] == "offline" or opened["failed"].startswith(_FINAL):
+            return process, opened
+        process.kill()
+        log.warning("W&B cannot be reached (%s): going on offline", opened["failed"])
+        process = self.process = _Process({**self.order, "mode": "offline"})
+        return process, process.opened(self._init_deadline(), threading.Event())
+
+    def _feed(self, process: _Process) -> None:
+        while process.alive:
+            try:
+                process.send(self.messages.get(timeout=0.2))
+            except queue.Empty:
+                if self.exit_code is not None:
+                    process.send({"close": self.exit_code})
+                    return
+
+    def _init_deadline(self) -> float:
+        return time.monotonic() + _START_SECONDS + self.order["init_seconds"]
+
+    def _sync_command(self) -> str:
+        """With every offline part of the run, oldest first, as they belong together."""
+        folders = sorted(Path(self.order["run_dir"]).glob(f"wandb/offline-run-*-{self.order['id']}"))
+        return f"wandb sync {' '.join(map(str, folders))}"
+
+
+class _Process:
+    """The process, and a thread that reads what it says."""
+
+    def __init__(self, order: Mapping[str, Any]):
+        own = Path(order["run_dir"]) / "wandb"
+        own.mkdir(parents=True, exist_ok=True)
+        folders = {f"WANDB_{name}_DIR": str((own / name.lower()).resolve()) for name in ("CACHE", "DATA", "ARTIFACT")}
+        self.errors = own / "distgan-errors.txt"
+        with self.errors.open("ab") as errors:
+            self.errors_before = errors.tell()
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "distgan.tracking.wandb_run"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=topology.child_environment(folders),
+                start_new_session=True,  # Signals to the trainer's group are the trainer's to answer.
+            )
+        self.into: Any = self.child.stdin
+        self.out: Any = self.child.stdout
+        self.stop_asked = False
+        self.said: dict[str, dict[str, Any]] = {}
+        self.heard = threading.Condition()
+        self.alive = True
+        self.send(order)
+        threading.Thread(target=self._read, name="wandb answers", daemon=True).start()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Waits where the process does not read: only the sink's own thread calls it."""
+        try:
+            self.into.write(json.dumps(message).encode() + b"\n")
+            self.into.flush()
+        except OSError:
+            self.alive = False
+
+    def opened(self, deadline: float, hurried: threading.Event) -> dict[str, Any]:
+        """Mode, id, URL and folder of the run, or why it `failed`."""
+        while True:
+            with self.heard:
+                self.heard.wait_for(lambda: "opened" in self.said or not self.alive, 0.2)
+                if "opened" in self.said:
+                    return self.said["opened"]
+                if not self.alive:
+                    return {"failed": self.said.get("failed", self._last_words())}
+            if time.monotonic() > deadline or hurried.is_set():
+                return {"failed": "no answer"}
+
+    def done(self, deadline: float) -> dict[str, Any] | None:
+        """What became of the uploads; None where the process does not say."""
+        with self.heard:
+            self.heard.wait_for(lambda: not self.alive, min(max(0.0, deadline - time.monotonic()), _LONGEST_SECONDS))
+            return self.said.get("done")
+
+    def kill(self) -> None:
+        """Ends it, whatever it does."""
+        self.child.kill()
+        self.child.wait()
+
+    def _read(self) -> None:
+        for line in self.out:
+            with self.heard:
+                self._take(json.loads(line))
+                self.heard.notify_all()
+        with self.heard:
+            self.alive = False
+            self.heard.notify_all()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "stop" in message:
+            self.stop_asked = True
+        elif "trouble" in message:
+            log.warning("W&B %s", message["trouble"])
+        else:
+            self.said |= message
+
+    def _last_words(self) -> str:
+        """The last line of its errors."""
+        lines = self.errors.read_bytes()[self.errors_before :].decode(errors="replace").split("\n")
+        return next((line.partition(": ")[2] or line for line in reversed(lines) if line.strip()), "its process ended")
