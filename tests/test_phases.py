@@ -79,7 +79,8 @@ def test_update_share(changes, discriminator):
 
 
 def test_measured_keys():
-    of_discriminator = ["loss/discriminator", "d_logits/real_mean", "d_logits/fake_mean", "d_sign/real", "d_sign/fake"]
+    logits = [f"d_logits/{kind}_{moment}" for moment in ("mean", "square") for kind in ("real", "fake")]
+    of_discriminator = ["loss/discriminator", *logits, "d_sign/real", "d_sign/fake"]
     config = build({"objective.regularizers": "auxiliary,orthogonal,r1,top_k", "objective.r1.interval": 4})
     assert measured_keys(config) == tuple(
         [("both", key) for key in (*of_discriminator, "loss/auxiliary", "loss/generator")]
@@ -88,7 +89,7 @@ def test_measured_keys():
         + [("discriminator_every_4", "loss/r1"), ("discriminator_every_4", "grad_norm/discriminator_every_4")]
     )
     config = build(ALTERNATING, {"train.discriminator_updates": 2})
-    assert [key for key, _ in measured_keys(config)] == ["discriminator0"] * 6 + ["discriminator1"] * 6 + [
+    assert [key for key, _ in measured_keys(config)] == ["discriminator0"] * 8 + ["discriminator1"] * 8 + [
         "generator"
     ] * 2
 

@@ -296,9 +296,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         stream = re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path)
         asked = json.loads(body) if self.path == "/graphql" else {}
-        operation = asked.get("operationName") or next(
-            iter(re.findall(r"(?:query|mutation)\s+(\w+)", asked.get("query", ""))), ""
-        )
+        operation = "".join(re.findall(r"(?:query|mutation)\s+(\w+)", asked.get("query", ""))[:1])
         kind = "storage" if self.path.startswith("/storage") else f"graphql/{operation}" if asked else "file_stream"
         fault = server.fault(kind)
         if fault and fault.action == "hang":

@@ -6,6 +6,7 @@ however the run was stopped. It ends with the trainer, or soon after.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 import wandb
 from filelock import FileLock, Timeout
 from PIL import Image
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto import wandb_internal_pb2
 
 from distgan.tracking import wandb_log
 
@@ -89,10 +90,8 @@ def main() -> None:
 
     order = Order(**json.loads(sys.stdin.readline()))
     lock = FileLock(Path(order.run_dir) / ".wandb.lock", timeout=_PREDECESSOR_SECONDS)
-    try:
+    with contextlib.suppress(Timeout, OSError):
         lock.acquire()
-    except (Timeout, OSError):
-        pass
     try:
         session = Session(order, answer)
     except Exception as error:
@@ -310,7 +309,7 @@ def last_images_seen(path: Path) -> float:
     """The last place on the axis of a local file; -1 where it has none."""
     last = -1.0
     for data in wandb_log.records(path):
-        record = Record.FromString(data)
+        record = wandb_internal_pb2.Record.FromString(data)  # type: ignore[attr-defined]
         for item in record.history.item:
             if (item.key or "/".join(item.nested_key)) == _AXIS:
                 last = max(last, float(json.loads(item.value_json)))
