@@ -34,7 +34,6 @@ class Run:
     preempting: bool = False
     alerts: list[str] = dataclasses.field(default_factory=list)
     files: set[str] = dataclasses.field(default_factory=set)
-    stop: bool = False
 
     @property
     def history(self):
@@ -68,6 +67,8 @@ class Server:
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         self.dead = False
+        self.stop = False
+        """Whether the stop button is pressed."""
 
     def __enter__(self):
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
@@ -268,7 +269,7 @@ class Server:
             run.preempting |= bool(body.get("preempting"))
             if body.get("complete"):
                 run.exit_code = body.get("exitcode")
-            return {"exitcode": None, "limits": {}, "stopped": run.stop}
+            return {"exitcode": None, "limits": {}, "stopped": self.stop}
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -83,10 +83,8 @@ def main() -> None:
     os.dup2(2, 1)  # Whatever else is printed is no answer.
 
     def answer(**message: Any) -> None:
-        try:
+        with contextlib.suppress(BrokenPipeError):  # Where the trainer is gone, what it said is still to be done.
             print(json.dumps(message), file=answers, flush=True)
-        except BrokenPipeError:  # The trainer is gone; what it said before is still to be done.
-            pass
 
     order = Order(**json.loads(sys.stdin.readline()))
     lock = FileLock(Path(order.run_dir) / ".wandb.lock", timeout=_PREDECESSOR_SECONDS)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import queue
 import secrets
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ class WandbSink(Sink):
         self.hurried = threading.Event()
         self.exit_code: int | None = None
         self.left_out = 0
+        self.lines: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
+        """To be told by the main thread: what others write while a step is compiled is held back."""
         self.thread = threading.Thread(target=self._serve, name="wandb", daemon=True)
         self.thread.start()
 
@@ -105,6 +108,7 @@ class WandbSink(Sink):
         return self.process is not None and self.process.stop_asked
 
     def row(self, row: Row) -> None:
+        self._speak()
         with contextlib.suppress(queue.Full):  # A later row brings this one along.
             self.messages.put_nowait({"row": {"images_seen": row["progress/images_seen"]}})
 
@@ -150,6 +154,17 @@ class WandbSink(Sink):
         if self.left_out:
             log.warning("W&B was too slow for %d pictures or histograms: they are in the run directory", self.left_out)
 
+    def _speak(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                log.log(*self.lines.get_nowait())
+
+    def _say(self, text: str) -> None:
+        self.lines.put((logging.INFO, text))
+
+    def _warn(self, text: str) -> None:
+        self.lines.put((logging.WARNING, text))
+
     def _put(self, **message: Any) -> None:
         try:
             self.messages.put_nowait(message)
@@ -162,28 +177,28 @@ class WandbSink(Sink):
         process, opened = self._open()
         if "failed" in opened:
             if opened["failed"] != "WANDB_MODE=disabled":
-                log.warning("W&B is off: %s", opened["failed"])
+                self._warn(f"W&B is off: {opened['failed']}")
             return
         folder, run_id, offline = opened["folder"], opened["id"], opened["mode"] == "offline"
         where = f"{folder}, upload with: {self._sync_command()}" if offline else opened["url"]
-        log.info("W&B %s, run %s: %s", opened["mode"], run_id, where)
+        self._say(f"W&B {opened['mode']}, run {run_id}: {where}")
         self._feed(process)
         done = process.done(self.deadline)
         trouble = done["trouble"] if done else "its process ended early"
         if offline:
-            log.info("W&B run %s is on this disk; upload with: %s", run_id, self._sync_command())
+            self._say(f"W&B run {run_id} is on this disk; upload with: {self._sync_command()}")
         elif trouble:
-            log.warning("W&B may lack rows (%s); upload with: wandb sync --include-online %s", trouble, folder)
+            self._warn(f"W&B may lack rows ({trouble}); upload with: wandb sync --include-online {folder}")
 
     def _open(self) -> tuple[_Process, dict[str, Any]]:
         """A process that has opened the run, offline if need be, or why there is none."""
-        process = self.process = _Process(self.order)
+        process = self.process = _Process(self.order, self._warn)
         opened = process.opened(self._init_deadline(), self.hurried)
         if "failed" not in opened or self.order["mode"] == "offline" or opened["failed"].startswith(_FINAL):
             return process, opened
         process.kill()
-        log.warning("W&B cannot be reached (%s): going on offline", opened["failed"])
-        process = self.process = _Process({**self.order, "mode": "offline"})
+        self._warn(f"W&B cannot be reached ({opened['failed']}): going on offline")
+        process = self.process = _Process({**self.order, "mode": "offline"}, self._warn)
         return process, process.opened(self._init_deadline(), threading.Event())
 
     def _feed(self, process: _Process) -> None:
@@ -207,7 +222,8 @@ class WandbSink(Sink):
 class _Process:
     """The process, and a thread that reads what it says."""
 
-    def __init__(self, order: Mapping[str, Any]):
+    def __init__(self, order: Mapping[str, Any], tell: Callable[[str], None]):
+        self.tell = tell
         own = Path(order["run_dir"]) / "wandb"
         own.mkdir(parents=True, exist_ok=True)
         folders = {f"WANDB_{name}_DIR": str((own / name.lower()).resolve()) for name in ("CACHE", "DATA", "ARTIFACT")}
@@ -275,7 +291,7 @@ class _Process:
         if "stop" in message:
             self.stop_asked = True
         elif "trouble" in message:
-            log.warning("W&B %s", message["trouble"])
+            self.tell(f"W&B {message['trouble']}")
         else:
             self.said |= message
 

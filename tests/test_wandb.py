@@ -1,0 +1,328 @@
+"""W&B cannot harm a run: the real client against a stand-in server that fails in every way, kills, restarts, workers."""
+
+import contextlib
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import wandb_files
+from conftest import REPOSITORY, environment, finish, finish_all, launch, rows
+from wandb_server import KEY, Server
+
+from distgan.runtime import gpus
+from distgan.tracking.alerts import Watch
+from distgan.training.report import nodes
+
+TIMED = [sys.executable, str(REPOSITORY / "tests" / "timed.py")]
+SMALL = ["--model.width=4", "--train.global_batch=16", "--deterministic", "--runtime.cpu_threads=1"]
+SHORT = ["--train.total_kimg=3.2", "--train.report_kimg=0.16", "--train.sample_kimg=1.6", "--checkpoint.every_kimg=1.6"]
+INIT_SECONDS, FINISH_SECONDS = 6, 20
+LIMITS = [f"--tracking.wandb_init_seconds={INIT_SECONDS}", f"--tracking.wandb_finish_seconds={FINISH_SECONDS}"]
+START_SECONDS = 30  # Of a process, see wandb_sink.
+LONGEST_SECONDS = 0.1
+SLACK = 3  # For a busy machine.
+
+FAULTS = {
+    "none": [],
+    "refused": [],
+    "hangs_at_init": [("graphql", "hang", 300)],
+    "hangs_mid_run": [("file_stream", "hang", 300, 1)],
+    "401": [("any", "status", 401)],
+    "403": [("file_stream", "status", 403)],
+    "429_then_well": [("file_stream", "status", 429, 0, 2)],
+    "500_then_well": [("file_stream", "status", 500, 0, 2)],
+    "500": [("file_stream", "status", 500)],
+    "garbage": [("file_stream", "garbage")],
+    "dies_mid_run": [],
+}
+WELL = ("none", "429_then_well", "500_then_well")
+
+
+def run_command(run_dir, *flags, mode="online"):
+    return [
+        *TIMED,
+        f"{run_dir}.json",
+        "train",
+        f"--run_dir={run_dir}",
+        *SMALL,
+        *LIMITS,
+        f"--tracking.wandb={mode}",
+        *flags,
+    ]
+
+
+def begin(run_dir, server, *flags, mode="online", **more):
+    """A training run that takes the server for W&B's."""
+    env = environment() | (server.environment() if server else {}) | more
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(run_command(run_dir, *flags, mode=mode), env=env, **pipes)
+
+
+def wait_for(condition, seconds=120, process=None):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def weights(run_dir):
+    """SHA-256 of every array of the last checkpoint."""
+    newest = sorted((run_dir / "checkpoints").glob("0*"))[-1]
+    return json.loads((newest / "manifest.json").read_text())["sha256"]
+
+
+def on_disk(run_dir):
+    """The rows of all local files, oldest file first."""
+    files = sorted(run_dir.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.parent.name.split("run-")[1])
+    return [row for file in files for row in wandb_files.history(file)]
+
+
+def reported(history):
+    return [row for row in history if "loss/discriminator" in row]
+
+
+def assert_same_rows(history, run_dir):
+    """W&B has the rows of metrics.jsonl, once and with the same values; pictures stand beside."""
+    found = rows(run_dir)
+    assert [row["progress/images_seen"] for row in reported(history)] == [row["progress/images_seen"] for row in found]
+    for there, here in zip(reported(history), found, strict=True):
+        for key, value in here.items():
+            assert there[key] == value or (value is None and math.isnan(float(there[key]))), key
+    axis = [row["progress/images_seen"] for row in history]
+    assert axis == sorted(set(axis))
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """Name of a fault -> (run directory, server, what was written to stderr); all were run at once."""
+    folder = tmp_path_factory.mktemp("faulty")
+    key_file = folder / "key"
+    key_file.write_text(f"{KEY}\n")
+    with contextlib.ExitStack() as stack:
+        servers = {name: stack.enter_context(Server(*faults)) for name, faults in FAULTS.items()}
+        servers["refused"].die()
+        processes = {"disabled": begin(folder / "disabled", None, *SHORT, mode="disabled")}
+        for name, server in servers.items():
+            flags = [*SHORT, f"--tracking.wandb_key_file={key_file}", "--tracking.wandb_checkpoints=best"]
+            processes[name] = begin(folder / name, server, *flags, WANDB_API_KEY="")
+        dying = servers["dies_mid_run"]
+        wait_for(lambda: dying.counts.get("file_stream") or processes["dies_mid_run"].poll() is not None)
+        dying.die()
+        errors = dict(zip(processes, finish_all(processes.values(), seconds=400), strict=True))
+        yield {name: (folder / name, servers.get(name), errors[name]) for name in processes}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault(faulty, name):
+    """The run ends well and as without W&B, in time; every row is there or on the disk; the user is told how to upload."""
+    run_dir, server, err = faulty[name]
+    assert weights(run_dir) == weights(faulty["disabled"][0])
+    longest = json.loads(Path(f"{run_dir}.json").read_text())
+    assert longest.pop("close") < INIT_SECONDS + FINISH_SECONDS + 2 * START_SECONDS
+    assert max(longest.values()) < SLACK * LONGEST_SECONDS
+    assert_same_rows(on_disk(run_dir), run_dir)
+    if name in WELL:
+        assert_same_rows(server.run.history, run_dir)
+        assert server.run.exit_code == 0
+        assert "wandb sync" not in err
+    else:
+        assert re.search(r"upload with: wandb sync (--include-online )?\S+run-\S+", err)
+    assert all(server.overwritten == 0 for server in server.runs.values())
+    assert server.unknown == []
+
+
+def test_sync_after_a_fault(faulty):
+    """The printed command brings everything to a server that is well."""
+    run_dir, _, err = faulty["403"]
+    command = re.search(r"upload with: (wandb sync .*)", err)[1].split()
+    with Server() as server:
+        done = sync(command[2:], server)
+        assert done.returncode == 0, done.stderr
+        assert_same_rows(server.run.history, run_dir)
+
+
+def sync(words, server):
+    """`wandb sync` as the user would run it."""
+    command = [str(Path(sys.executable).with_name("wandb")), "sync", *map(str, words)]
+    env = environment() | server.environment()
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_content(faulty):
+    run_dir, server, _ = faulty["none"]
+    kept = json.loads((run_dir / "wandb_run.json").read_text())
+    assert server.runs.keys() == {kept["id"]}
+    assert kept["high_water_images"] == 3200
+    config = {name: value["value"] for name, value in server.run.config.items() if name != "_wandb"}
+    resolved = json.loads((run_dir / "config.json").read_text())
+    assert resolved["config"].items() <= config.items()
+    assert config["data_fingerprint"] == resolved["data_fingerprint"]
+    assert config["world_size"] == 1
+    assert config["versions"]["wandb"]
+    row = reported(server.run.history)[-1]
+    assert {"d_logits/real_std", "d_logits/fake_std", "ema/decay", "lr/generator"} <= row.keys()
+    assert row["samples/ema_grid"]["path"].endswith(".jpg")
+    assert row["d_logits/real"]["_type"] == "histogram"
+    assert sum("samples/real_grid" in each for each in server.run.history) == 1
+    assert any(path.endswith(".jpg") for path in server.stored)
+
+
+def test_key_is_nowhere(faulty):
+    """Read from its file, it is in none of the run's files and not in what was printed."""
+    for run_dir, _, err in faulty.values():
+        assert KEY not in err
+        for path in run_dir.rglob("*"):
+            assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
+
+
+def fake_nvml(folder):
+    """A module `pynvml` of a host with two GPUs."""
+    (folder / "pynvml.py").write_text(
+        "from types import SimpleNamespace as S\n"
+        "class NVMLError(Exception): pass\n"
+        "def nvmlInit(): pass\n"
+        "def nvmlDeviceGetCount(): return 2\n"
+        "def nvmlDeviceGetHandleByIndex(index): return index\n"
+        "def nvmlDeviceGetUtilizationRates(gpu): return S(gpu=80 + 10 * gpu)\n"
+        "def nvmlDeviceGetMemoryInfo(gpu): return S(used=(gpu + 1) * 2**30)\n"
+        "def nvmlDeviceGetPowerUsage(gpu): return 100000\n"
+    )
+    return f"{folder}:{REPOSITORY}"
+
+
+@pytest.mark.parametrize("launcher", ["horovod", "multiworker", "mirrored"])
+def test_one_run(tmp_path, launcher):
+    """Two replicas of any kind are one run; W&B's stop button ends all workers, with exit code 0 and a checkpoint."""
+    stopped = launcher == "multiworker"
+    flags = ["--train.total_kimg=100000", "--train.report_kimg=0.64"] if stopped else SHORT
+    flags = [*flags, "--tracking.wandb_checkpoints=all"]
+    if launcher == "mirrored":
+        flags.append("--runtime.logical_cpus=2")
+    run_dir = tmp_path / "run"
+    with Server() as server:
+        server.stop = stopped
+        env = environment() | server.environment() | {"PYTHONPATH": fake_nvml(tmp_path)}
+        command = [sys.executable, "-m", "distgan", *run_command(run_dir, *flags)[3:]]
+        errors = finish_all(launch(None if launcher == "mirrored" else launcher, 2, command, env=env), 0)
+        assert_same_rows(server.run.history, run_dir)
+        assert server.run.overwritten == 0
+        assert server.unknown == []
+        row = rows(run_dir)[-1]
+        assert row["node/0/gpu_utilization"] == 85
+        assert row["node/0/gpu_memory_gb"] == 2
+        assert not any(name.startswith("node/1") for name in row)
+        assert ("time/reduction_wait_ms" in row) == (launcher != "mirrored")
+        saved = {each["state"] for each in server.artifacts.values()}
+        assert saved == {"COMMITTED"}
+        assert any(file.endswith("manifest.json") for each in server.artifacts.values() for file in each["files"])
+    if stopped:
+        assert "stopped by W&B's stop button" in errors[0]
+        assert int(sorted((run_dir / "checkpoints").glob("0*"))[-1].name) == row["progress/images_seen"]
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_killed_and_started_again(tmp_path, mode):
+    """One run id, no row twice and none missing, wherever the kills came."""
+    run_dir, ids = tmp_path / "run", set()
+    flags = ["--train.report_kimg=0.16", "--train.sample_kimg=1.6", "--checkpoint.every_kimg=0.8"]
+    with Server() as server:
+        for _ in range(5 if mode == "offline" else 2):
+            process = begin(run_dir, server, *flags, "--train.total_kimg=1000", mode=mode)
+            before = len(rows(run_dir)) if (run_dir / "metrics.jsonl").exists() else 0
+            wait_for((run_dir / "metrics.jsonl").exists, process=process)
+            wait_for(
+                lambda b=before: len((run_dir / "metrics.jsonl").read_text().splitlines()) > b + 12, process=process
+            )
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            ids.add(json.loads((run_dir / "wandb_run.json").read_text())["id"])
+        total = (rows(run_dir)[-1]["progress/images_seen"] + 1600) / 1000
+        finish(begin(run_dir, server, *flags, f"--train.total_kimg={total}", mode=mode))
+        ids.add(json.loads((run_dir / "wandb_run.json").read_text())["id"])
+        if mode == "offline":
+            assert_same_rows(on_disk(run_dir), run_dir)
+            sync(sorted(run_dir.glob("wandb/offline-run-*")), server)
+        assert server.runs.keys() == ids
+        assert len(ids) == 1
+        assert_same_rows(server.run.history, run_dir)
+        assert server.run.overwritten == 0
+        assert server.unknown == []
+
+
+def test_sigterm(tmp_path):
+    """It marks the preemption; with a server that hangs it is over in time all the same."""
+    run_dir = tmp_path / "run"
+    endless = ["--train.total_kimg=100000", "--train.report_kimg=0.32"]
+    with Server() as well, Server(("any", "hang", 300)) as hung:
+        runs = [begin(run_dir, well, *endless), begin(tmp_path / "hung", hung, *endless)]
+        wait_for(lambda: well.counts.get("file_stream") and hung.counts.get("graphql"), process=runs[0])
+        wait_for((tmp_path / "hung" / "metrics.jsonl").exists)
+        for process in runs:
+            process.send_signal(signal.SIGTERM)
+        finish_all(runs, 75)
+        assert well.run.preempting
+        assert well.run.exit_code == 75
+        assert json.loads((tmp_path / "hung.json").read_text())["close"] < 15 + SLACK
+        seen = rows(run_dir)[-1]["progress/images_seen"] // 1000 + 2
+        finish(begin(run_dir, well, f"--train.total_kimg={seen}", "--train.report_kimg=0.32"))
+        assert_same_rows(well.run.history, run_dir)
+        assert rows(run_dir)[-1]["progress/restarts"] == 1
+        assert well.run.alerts == ["restart"]
+
+
+def test_without_wandb_or_key(tmp_path):
+    """No package: one line says so. No key: offline, without a question. A sweep agent's id is the run's."""
+    (tmp_path / "no" / "wandb").mkdir(parents=True)
+    (tmp_path / "no" / "wandb" / "__init__.py").write_text("raise ImportError(\"No module named 'wandb'\")\n")
+    more = {"PYTHONPATH": f"{tmp_path / 'no'}:{REPOSITORY}"}
+    short = ["--train.total_kimg=0.32", "--train.report_kimg=0.16"]
+    none = begin(tmp_path / "none", None, *short, mode="auto", **more)
+    keyless = begin(tmp_path / "keyless", None, *short, mode="auto", HOME=str(tmp_path), WANDB_RUN_ID="trial7")
+    without, offline = finish_all([none, keyless])
+    assert [line for line in without.splitlines() if "W&B" in line][0].endswith("W&B is off: No module named 'wandb'")
+    assert without.count("W&B") == 1
+    assert re.search(r"W&B run trial7 is on this disk; upload with: wandb sync \S+offline-run-\S+-trial7", offline)
+    assert json.loads((tmp_path / "keyless" / "wandb_run.json").read_text())["id"] == "trial7"
+    assert_same_rows(on_disk(tmp_path / "keyless"), tmp_path / "keyless")
+
+
+def test_key_file_that_is_not_there(tmp_path, refused):
+    line = refused("train", f"--run_dir={tmp_path}", *SMALL[:2], "--tracking.wandb_key_file=/no/such/key")
+    assert "--tracking.wandb_key_file=/no/such/key cannot be read: No such file or directory" in line
+
+
+def test_gpus(tmp_path, monkeypatch):
+    fake_nvml(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    gpus._library.cache_clear()
+    found = gpus.use()
+    gpus._library.cache_clear()
+    assert found == {"gpu_utilization": 85, "gpu_memory_gb": 2, "gpu_power_watts": 200}
+    # Two workers of a host, where one reads; a host without a GPU; a worker a host.
+    row = nodes([("a", found), ("a", False), ("b", {}), ("c", found)])
+    assert {name.rsplit("/", 1)[0] for name in row} == {"node/0", "node/2"}
+
+
+def test_watch():
+    """What somebody should look at is told once while it lasts."""
+    watch = Watch()
+
+    def titles(count, sign, rate):
+        row = {"d_sign/real": sign, "throughput/images_per_second": rate}
+        return [alert.title for _ in range(count) for alert in watch.row(row)]
+
+    assert titles(30, 0.5, 100) == []
+    assert titles(30, 0.99, 100) == ["discriminator overfits"]
+    assert titles(2, 0.5, 50) == []
+    assert titles(20, 0.5, 50) == ["throughput dropped"]
+    assert titles(5, 0.5, 100) == []
+    assert titles(5, 0.5, 59) == ["throughput dropped"]
+    assert titles(20, 0.99, 61) == ["discriminator overfits"]
