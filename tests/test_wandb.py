@@ -7,12 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import wandb_files
-from conftest import REPOSITORY, environment, finish, finish_all, launch, rows
+from conftest import REPOSITORY, environment, finish, finish_all, launch, rows, start
 from wandb_server import KEY, Server
 
 from distgan.runtime import gpus
@@ -22,7 +23,7 @@ from distgan.training.report import nodes
 TIMED = [sys.executable, str(REPOSITORY / "tests" / "timed.py")]
 SMALL = ["--model.width=4", "--train.global_batch=16", "--deterministic", "--runtime.cpu_threads=1"]
 SHORT = ["--train.total_kimg=3.2", "--train.report_kimg=0.16", "--train.sample_kimg=1.6", "--checkpoint.every_kimg=1.6"]
-INIT_SECONDS, FINISH_SECONDS = 6, 20
+INIT_SECONDS, FINISH_SECONDS = 4, 10
 LIMITS = [f"--tracking.wandb_init_seconds={INIT_SECONDS}", f"--tracking.wandb_finish_seconds={FINISH_SECONDS}"]
 START_SECONDS = 30  # Of a process, see wandb_sink.
 LONGEST_SECONDS = 0.1
@@ -44,24 +45,14 @@ FAULTS = {
 WELL = ("none", "429_then_well", "500_then_well")
 
 
-def run_command(run_dir, *flags, mode="online"):
-    return [
-        *TIMED,
-        f"{run_dir}.json",
-        "train",
-        f"--run_dir={run_dir}",
-        *SMALL,
-        *LIMITS,
-        f"--tracking.wandb={mode}",
-        *flags,
-    ]
+def words(run_dir, *flags, mode="online"):
+    return ["train", f"--run_dir={run_dir}", *SMALL, *LIMITS, f"--tracking.wandb={mode}", *flags]
 
 
 def begin(run_dir, server, *flags, mode="online", **more):
     """A training run that takes the server for W&B's."""
     env = environment() | (server.environment() if server else {}) | more
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(run_command(run_dir, *flags, mode=mode), env=env, **pipes)
+    return start(*words(run_dir, *flags, mode=mode), env=env)
 
 
 def wait_for(condition, seconds=120, process=None):
@@ -73,9 +64,9 @@ def wait_for(condition, seconds=120, process=None):
 
 
 def weights(run_dir):
-    """SHA-256 of every array of the last checkpoint."""
+    """Every array of the last checkpoint, as bytes."""
     newest = sorted((run_dir / "checkpoints").glob("0*"))[-1]
-    return json.loads((newest / "manifest.json").read_text())["sha256"]
+    return {path.name: path.read_bytes() for path in newest.glob("*.safetensors")}
 
 
 def on_disk(run_dir):
@@ -101,30 +92,47 @@ def assert_same_rows(history, run_dir):
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory):
-    """Name of a fault -> (run directory, server, what was written to stderr); all were run at once."""
+    """Name of a fault -> (run directory, server, what was logged); one process does all runs, one after the other."""
     folder = tmp_path_factory.mktemp("faulty")
     key_file = folder / "key"
     key_file.write_text(f"{KEY}\n")
+    flags = [*SHORT, f"--tracking.wandb_key_file={key_file}"]
     with contextlib.ExitStack() as stack:
         servers = {name: stack.enter_context(Server(*faults)) for name, faults in FAULTS.items()}
         servers["refused"].die()
-        processes = {"disabled": begin(folder / "disabled", None, *SHORT, mode="disabled")}
+        jobs = [({}, words(folder / "disabled", *SHORT, mode="disabled"), f"{folder}/disabled.json")]
         for name, server in servers.items():
-            flags = [*SHORT, f"--tracking.wandb_key_file={key_file}", "--tracking.wandb_checkpoints=best"]
-            processes[name] = begin(folder / name, server, *flags, WANDB_API_KEY="")
-        dying = servers["dies_mid_run"]
-        wait_for(lambda: dying.counts.get("file_stream") or processes["dies_mid_run"].poll() is not None)
-        dying.die()
-        errors = dict(zip(processes, finish_all(processes.values(), seconds=400), strict=True))
-        yield {name: (folder / name, servers.get(name), errors[name]) for name in processes}
+            env = server.environment() | {"WANDB_API_KEY": ""}
+            jobs.append((env, words(folder / name, *flags), f"{folder}/{name}.json"))
+        command = [sys.executable, str(REPOSITORY / "tests" / "timed.py")]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        process = subprocess.Popen(command, env=environment(), text=True, **pipes)
+        dying = threading.Thread(target=die_mid_run, args=(servers["dies_mid_run"], process))
+        dying.start()
+        out, err = process.communicate(json.dumps(jobs), timeout=400)
+        dying.join()
+        assert process.returncode == 0, f"{out}\n{err}"
+        assert KEY not in out + err
+        logs = {path.parent.name: path.read_text() for path in folder.glob("*/log.txt")}
+        yield {name: (folder / name, servers.get(name), logs[name]) for name in ("disabled", *FAULTS)}
+
+
+def die_mid_run(server, process):
+    while process.poll() is None and not server.counts.get("file_stream"):
+        time.sleep(0.02)
+    server.die()
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault(faulty, name):
     """The run ends well and as without W&B, in time; every row is there or on the disk; the user is told how to upload."""
     run_dir, server, err = faulty[name]
-    assert weights(run_dir) == weights(faulty["disabled"][0])
-    longest = json.loads(Path(f"{run_dir}.json").read_text())
+    expected = weights(faulty["disabled"][0])
+    assert len(expected) == 5
+    assert all(weights(run_dir)[file] == data for file, data in expected.items())
+    done = json.loads(Path(f"{run_dir}.json").read_text())
+    assert done["code"] == 0
+    longest = done["longest"]
     assert longest.pop("close") < INIT_SECONDS + FINISH_SECONDS + 2 * START_SECONDS
     assert max(longest.values()) < SLACK * LONGEST_SECONDS
     assert_same_rows(on_disk(run_dir), run_dir)
@@ -148,9 +156,9 @@ def test_sync_after_a_fault(faulty):
         assert_same_rows(server.run.history, run_dir)
 
 
-def sync(words, server):
+def sync(folders, server):
     """`wandb sync` as the user would run it."""
-    command = [str(Path(sys.executable).with_name("wandb")), "sync", *map(str, words)]
+    command = [str(Path(sys.executable).with_name("wandb")), "sync", *map(str, folders)]
     env = environment() | server.environment()
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
 
@@ -162,7 +170,8 @@ def test_content(faulty):
     assert kept["high_water_images"] == 3200
     config = {name: value["value"] for name, value in server.run.config.items() if name != "_wandb"}
     resolved = json.loads((run_dir / "config.json").read_text())
-    assert resolved["config"].items() <= config.items()
+    differing = {name for name, value in resolved["config"].items() if config.get(name) != value}
+    assert not differing
     assert config["data_fingerprint"] == resolved["data_fingerprint"]
     assert config["world_size"] == 1
     assert config["versions"]["wandb"]
@@ -176,8 +185,7 @@ def test_content(faulty):
 
 def test_key_is_nowhere(faulty):
     """Read from its file, it is in none of the run's files and not in what was printed."""
-    for run_dir, _, err in faulty.values():
-        assert KEY not in err
+    for run_dir, _, _ in faulty.values():
         for path in run_dir.rglob("*"):
             assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
 
@@ -209,7 +217,7 @@ def test_one_run(tmp_path, launcher):
     with Server() as server:
         server.stop = stopped
         env = environment() | server.environment() | {"PYTHONPATH": fake_nvml(tmp_path)}
-        command = [sys.executable, "-m", "distgan", *run_command(run_dir, *flags)[3:]]
+        command = [sys.executable, "-m", "distgan", *words(run_dir, *flags)]
         errors = finish_all(launch(None if launcher == "mirrored" else launcher, 2, command, env=env), 0)
         assert_same_rows(server.run.history, run_dir)
         assert server.run.overwritten == 0
@@ -266,10 +274,12 @@ def test_sigterm(tmp_path):
         wait_for((tmp_path / "hung" / "metrics.jsonl").exists)
         for process in runs:
             process.send_signal(signal.SIGTERM)
-        finish_all(runs, 75)
+        sent = time.monotonic()
+        finish(runs[1], 75)
+        assert time.monotonic() - sent < 15 + SLACK * 10
+        finish(runs[0], 75)
         assert well.run.preempting
         assert well.run.exit_code == 75
-        assert json.loads((tmp_path / "hung.json").read_text())["close"] < 15 + SLACK
         seen = rows(run_dir)[-1]["progress/images_seen"] // 1000 + 2
         finish(begin(run_dir, well, f"--train.total_kimg={seen}", "--train.report_kimg=0.32"))
         assert_same_rows(well.run.history, run_dir)

@@ -1,12 +1,15 @@
-"""`distgan` with a watch on what the trainer spends with W&B: `timed.py OUT train ...` writes the longest calls as JSON."""
+"""`distgan` with a watch on what the trainer spends with W&B, several runs in one process: jobs come as JSON on stdin.
 
-import atexit
+A job is [environment, words, where the longest calls by name and the exit code are written as JSON].
+"""
+
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
-from distgan import __main__
+from distgan import cli
 from distgan.tracking.wandb_sink import WandbSink
 
 LONGEST = {}
@@ -26,8 +29,11 @@ def timed(name):
 
 
 if __name__ == "__main__":
-    out = Path(sys.argv.pop(1))
     for each in ("row", "picture", "histogram", "evaluation", "checkpoint", "alert", "close"):
         timed(each)
-    atexit.register(lambda: out.write_text(json.dumps(LONGEST)))
-    __main__.run()
+    for environment, words, out in json.load(sys.stdin):
+        os.environ.update(environment)
+        LONGEST.clear()
+        code = cli.main(words)
+        Path(out).write_text(json.dumps({"code": code, "longest": LONGEST}))
+    os._exit(0)

@@ -144,15 +144,13 @@ class WandbSink(Sink):
         self.deadline = time.monotonic() + seconds
         self.exit_code = exit_code
         self.thread.join(seconds)
+        if self.thread.is_alive():
+            self._warn(f"W&B was left after {seconds:g} s; metrics.jsonl has all rows, the next start hands them on")
         if self.process:
             self.process.kill()
-        if self.thread.is_alive():
-            self.thread.join(1)
-            log.warning(
-                "W&B was left after %g s; metrics.jsonl has every row, and the next start hands them on", seconds
-            )
         if self.left_out:
-            log.warning("W&B was too slow for %d pictures or histograms: they are in the run directory", self.left_out)
+            self._warn(f"W&B was too slow for {self.left_out} pictures, histograms or artifacts")
+        self._speak()
 
     def _speak(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -197,6 +195,8 @@ class WandbSink(Sink):
         if "failed" not in opened or self.order["mode"] == "offline" or opened["failed"].startswith(_FINAL):
             return process, opened
         process.kill()
+        if time.monotonic() > self.deadline:
+            return process, opened
         self._warn(f"W&B cannot be reached ({opened['failed']}): going on offline")
         process = self.process = _Process({**self.order, "mode": "offline"}, self._warn)
         return process, process.opened(self._init_deadline(), threading.Event())
