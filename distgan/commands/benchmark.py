@@ -38,11 +38,23 @@ class Options(Config):
         "step",
         "rate beside a hand-written loop; process start to first step; peak memory; rate with and without the "
         "gradients' reduction; reductions by size, with a projection to more replicas; reading and decoding images; a "
-        "step's cost by part; metrics beside the usual ways; what saves cost, and how fast they are",
-        choices=("step", "startup", "memory", "reduction", "allreduce", "data", "parts", "metrics", "checkpoint"),
+        "step's cost by part; metrics beside the usual ways; what saves cost, and how fast they are; what W&B costs, "
+        "offline and with a server that hangs",
+        choices=(
+            "step",
+            "startup",
+            "memory",
+            "reduction",
+            "allreduce",
+            "data",
+            "parts",
+            "metrics",
+            "checkpoint",
+            "tracking",
+        ),
     )
-    blocks: int = option(10, "alternating blocks of each loop (step, reduction, checkpoint)", minimum=1)
-    block_seconds: float = option(3.0, "about how long a block takes (step, reduction)", above=0)
+    blocks: int = option(10, "alternating blocks of each loop (step, reduction, checkpoint, tracking)", minimum=1)
+    block_seconds: float = option(3.0, "about how long a block takes (step, reduction, tracking)", above=0)
     metrics_count: int = option(50_000, "reals and fakes each (metrics)", minimum=10)
     metrics_size: int = option(2048, "features of an image (metrics)", minimum=1)
     verbosity: int = option(0, "1 shows TensorFlow's own log", minimum=0, maximum=1)
@@ -72,7 +84,7 @@ def run(options: Options) -> int:
         return _among_workers(options, config)
     else:
         devices.silence(options.verbosity)
-        measures = {"step": _step, "checkpoint": _checkpoint, "memory": _memory}
+        measures = {"step": _step, "checkpoint": _checkpoint, "memory": _memory, "tracking": _tracking}
         result = measures[options.what](config, options)
     print(json.dumps({"what": options.what, "preset": options.preset, **result}, indent=1))
     return 0
@@ -152,6 +164,12 @@ def _checkpoint(config: Config, options: Options) -> dict[str, Any]:
 
     opened = _open(config)
     return saving_costs.saving_costs(opened.advance, opened.state, config.train.global_batch, options.blocks)
+
+
+def _tracking(config: Config, options: Options) -> dict[str, Any]:
+    from distgan.commands import tracking_costs
+
+    return tracking_costs.tracking_costs(_open(config).advance, config, options.blocks, options.block_seconds)
 
 
 def _step(config: Config, options: Options) -> dict[str, Any]:

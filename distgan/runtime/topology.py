@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from distgan.errors import UserError
 
@@ -82,6 +83,18 @@ def read_environment() -> dict[str, str]:
 def sweep_run_id() -> str:
     """The id that a W&B sweep agent, a launcher too, has set for the run of its trial; empty without one."""
     return os.environ.get("WANDB_RUN_ID", "")
+
+
+@contextlib.contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Sets variables within the block, for processes that are started there."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def child_environment(more: Mapping[str, str]) -> dict[str, str]:
