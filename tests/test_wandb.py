@@ -215,10 +215,14 @@ def test_one_run(tmp_path, launcher):
         flags.append("--runtime.logical_cpus=2")
     run_dir = tmp_path / "run"
     with Server() as server:
-        server.stop = stopped
         env = environment() | server.environment() | {"PYTHONPATH": fake_nvml(tmp_path)}
         command = [sys.executable, "-m", "distgan", *words(run_dir, *flags)]
-        errors = finish_all(launch(None if launcher == "mirrored" else launcher, 2, command, env=env), 0)
+        processes = launch(None if launcher == "mirrored" else launcher, 2, command, env=env)
+        if stopped:
+            metrics = run_dir / "metrics.jsonl"
+            wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2, process=processes[0])
+            server.stop = True
+        errors = finish_all(processes, 0)
         assert_same_rows(server.run.history, run_dir)
         assert server.run.overwritten == 0
         assert server.unknown == []

@@ -21,6 +21,7 @@ from distgan.tracking.tracker import JsonLines, Sink, Tracker
 from distgan.tracking.wandb_sink import open_wandb
 
 _CALL_SECONDS = 1.0  # As in training.
+_SETTLE_SECONDS = 15  # Until the processes beside the training have started, which is not what is measured.
 _NO_KEY = "0" * 40
 
 
@@ -70,6 +71,7 @@ def tracking_costs(advance: Callable[[int], None], config: Config, blocks: int, 
             with topology.environment(WANDB_BASE_URL=url, WANDB_API_KEY=_NO_KEY):
                 sinks.append(open_wandb(tracking, configs.flatten(config), run_dir, 0))
             trackers[name] = Tracker([sink for sink in sinks if sink])
+        time.sleep(_SETTLE_SECONDS)
         rates: dict[str, list[float]] = {name: [] for name in trackers}
         for number in range(blocks):
             for name in list(trackers) if number % 2 else reversed(list(trackers)):

@@ -97,6 +97,8 @@ class WandbSink(Sink):
         self.hurried = threading.Event()
         self.exit_code: int | None = None
         self.left_out = 0
+        self.sent = -1
+        """Images seen of the last checkpoint that was handed on: a run's last one may be told of twice."""
         self.lines: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
         """To be told by the main thread: what others write while a step is compiled is held back."""
         self.thread = threading.Thread(target=self._serve, name="wandb", daemon=True)
@@ -124,7 +126,8 @@ class WandbSink(Sink):
         self._put(config={"evaluation_cards": protocols})
 
     def checkpoint(self, path: Path, images_seen: int, best: bool, facts: Mapping[str, Any]) -> None:
-        if self.checkpoints == "all" or (self.checkpoints == "best" and best):
+        if images_seen != self.sent and (self.checkpoints == "all" or (self.checkpoints == "best" and best)):
+            self.sent = images_seen
             aliases = ["latest", f"kimg-{images_seen / 1000:g}", *(["best"] if best else [])]
             self._put(artifact={"path": str(path), "name": "distgan", "aliases": aliases, "metadata": dict(facts)})
 
