@@ -80,8 +80,8 @@ def read_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
-def sweep_run_id() -> str:
-    """The id that a W&B sweep agent, a launcher too, has set for the run of its trial; empty without one."""
+def wandb_run_id() -> str:
+    """The id of the W&B run that a sweep agent, a launcher too, has set for its trial; empty without one."""
     return os.environ.get("WANDB_RUN_ID", "")
 
 

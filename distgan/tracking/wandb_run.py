@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import wandb
 from filelock import FileLock, Timeout
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
+import wandb
 from distgan.tracking import wandb_log
 
 _MOST_ERRORS = 10
@@ -43,8 +43,6 @@ class Order:
     id: str
     project: str
     entity: str
-    agent: bool
-    """Whether id, project and entity are a sweep agent's to set."""
     run_dir: str
     config: Mapping[str, Any]
     key_file: str
@@ -134,7 +132,8 @@ class Session:
     def _init(self) -> Any:
         order = self.order
         key = Path(order.key_file).read_text().strip() if order.key_file and self.mode == "online" else None
-        names = {} if order.agent else {"id": order.id, "project": order.project, "entity": order.entity or None}
+        # In a sweep project and entity are the agent's to set.
+        names = {} if wandb.setup().settings.sweep_id else {"project": order.project, "entity": order.entity or None}
         answer = self.answer
         wanted = {
             "api_key": key,
@@ -151,6 +150,7 @@ class Session:
             "x_transaction_log_flush_interval": 2.0,
         }
         run = wandb.init(
+            id=order.id,
             mode=self.mode,  # type: ignore[arg-type]
             resume="allow",
             name=self.directory.name,

@@ -51,11 +51,9 @@ def open_wandb(tracking: TrackingConfig, facts: Mapping[str, Any], run_dir: Path
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise UserError(f"--tracking.wandb_key_file={tracking.wandb_key_file} cannot be read: {why}") from None
-    agent = topology.sweep_run_id()
     order = {
         "mode": tracking.wandb,
-        **_identity(run_dir, tracking, agent, restarts),
-        "agent": bool(agent),
+        **_identity(run_dir, tracking, topology.wandb_run_id(), restarts),
         "run_dir": str(run_dir),
         "config": dict(facts),
         "key_file": tracking.wandb_key_file,
@@ -69,15 +67,15 @@ def open_wandb(tracking: TrackingConfig, facts: Mapping[str, Any], run_dir: Path
     return sink
 
 
-def _identity(run_dir: Path, tracking: TrackingConfig, agent: str, restarts: int) -> dict[str, str]:
-    """Id, project and entity, as wandb_run.json keeps them; a sweep agent's id is the one that counts."""
+def _identity(run_dir: Path, tracking: TrackingConfig, given: str, restarts: int) -> dict[str, str]:
+    """Id, project and entity, as wandb_run.json keeps them; that of WANDB_RUN_ID, which a sweep agent sets, counts most."""
     path = run_dir / "wandb_run.json"
     wanted = {"entity": tracking.wandb_entity, "project": tracking.wandb_project}
     kept: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads(path.read_text())
-    if any(kept.get(name) != value for name, value in wanted.items()) or (agent and kept["id"] != agent):
-        kept = {"id": agent or secrets.token_hex(4), **wanted, "high_water_images": -1}  # A run of its own there.
+    if any(kept.get(name) != value for name, value in wanted.items()) or (given and kept["id"] != given):
+        kept = {"id": given or secrets.token_hex(4), **wanted, "high_water_images": -1}  # A run of its own there.
     kept |= {"mode": tracking.wandb, "restarts": restarts}
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(kept) + "\n")
