@@ -192,6 +192,9 @@ class Server:
     def _FetchArtifactDigestAlgorithm(self, _):
         return {"project": {"artifactType": None}}
 
+    def _ArtifactType(self, _):
+        return {"project": {"artifact": None}}
+
     def _CreateArtifact(self, v):
         found = v["input"]
         number = f"a{len(self.artifacts)}"

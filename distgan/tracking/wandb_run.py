@@ -15,6 +15,8 @@ import os
 import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,7 @@ class Session:
         """The first row that has not been logged."""
         self.beside: list[tuple[int, dict[str, Any]]] = []
         """Pictures and the like by images seen, which go along with the row of the same place."""
+        self.artifacts: list[threading.Thread] = []
         self.errors = 0
         self.logged = before
         self.count = 0
@@ -210,7 +213,18 @@ class Session:
     def _take_config(self, **values: Any) -> None:
         self.run.config.update(values, allow_val_change=True)
 
-    def _take_artifact(self, path: str, name: str, aliases: list[str], metadata: dict[str, Any]) -> None:
+    def _take_artifact(self, **content: Any) -> None:
+        """Beside the rows, as it asks the server."""
+        self.artifacts.append(threading.Thread(target=self._log_artifact, kwargs=content, daemon=True))
+        self.artifacts[-1].start()
+
+    def _log_artifact(self, path: str, name: str, aliases: list[str], metadata: dict[str, Any]) -> None:
+        try:
+            self._artifact(path, name, aliases, metadata)
+        except Exception as error:
+            self.answer(trouble=f"took no artifact: {first_line(error)}")
+
+    def _artifact(self, path: str, name: str, aliases: list[str], metadata: dict[str, Any]) -> None:
         artifact = wandb.Artifact(f"{name}-{self.run.id}", type="model", metadata=metadata)
         if self.order.by_reference:
             artifact.add_reference(Path(path).resolve().as_uri())
@@ -232,7 +246,9 @@ class Session:
         """Logs what is left and waits for uploads, so long and no longer; returns what became of them."""
         self._take_row(math.inf)
         self._log_beside(math.inf, {})
-        trouble = ""
+        trouble, end = "", time.monotonic() + self.order.finish_seconds
+        for thread in self.artifacts:
+            thread.join(max(0.0, end - time.monotonic()))
         expected = self.run.starting_step + self.count
         path = f"{self.run.entity}/{self.run.project}/{self.run.id}"
         try:

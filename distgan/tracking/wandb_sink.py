@@ -138,7 +138,8 @@ class WandbSink(Sink):
             self.alert(
                 Alert("diverged", "a loss or a gradient was not finite; the evidence is in the run directory", "ERROR")
             )
-        seconds = 2 * _START_SECONDS + self.order["init_seconds"] + self.order["finish_seconds"]
+        uploads = (1 if self.checkpoints == "none" else 2) * self.order["finish_seconds"]
+        seconds = 2 * _START_SECONDS + self.order["init_seconds"] + uploads
         if exit_code == _STOPPED:
             seconds = _HURRIED_SECONDS
             self.hurried.set()
