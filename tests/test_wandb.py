@@ -275,7 +275,11 @@ def test_sigterm(tmp_path):
     with Server() as well, Server(("any", "hang", 300)) as hung:
         runs = [begin(run_dir, well, *endless), begin(tmp_path / "hung", hung, *endless)]
         wait_for(lambda: well.counts.get("file_stream") and hung.counts.get("graphql"), process=runs[0])
-        wait_for((tmp_path / "hung" / "metrics.jsonl").exists)
+        for each in (
+            run_dir,
+            tmp_path / "hung",
+        ):  # Before the first step there is nothing to save, and nothing to tell.
+            wait_for(lambda metrics=each / "metrics.jsonl": metrics.exists() and metrics.read_text(), process=runs[0])
         for process in runs:
             process.send_signal(signal.SIGTERM)
         sent = time.monotonic()
