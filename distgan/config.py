@@ -289,6 +289,7 @@ class TrackingConfig:
     )
     wandb_project: str = option("distgan", "project of the W&B run", may_change=True)
     wandb_entity: str = option("", "user or team of the W&B run; empty is the key's own", may_change=True)
+    tensorboard: bool = option(False, "TensorBoard's event files too, in RUN_DIR/tensorboard", may_change=True)
 
 
 @dataclasses.dataclass(frozen=True)
