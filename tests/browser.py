@@ -30,7 +30,11 @@ class Browser:
         theirs, self.out = os.pipe()
         self.into, answers = os.pipe()
         words = [program(), "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run"]
-        words += ["--disable-background-networking", "--disable-dev-shm-usage", f"--user-data-dir={self.folder}/profile"]
+        words += [
+            "--disable-background-networking",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={self.folder}/profile",
+        ]
         shell = 'exec 5<&"$1" 6>&"$2"; exec 3<&5 4>&6 5<&- 6>&-; shift 2; exec "$@"'
         self.log = (self.folder / "browser.log").open("w+")
         self.process = subprocess.Popen(

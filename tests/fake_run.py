@@ -14,7 +14,9 @@ from distgan.training import checkpoint
 IMAGES_PER_ROW = 640
 
 
-def make(path, num_rows, grids=0, restarts=(), not_finite=(), spike=None, evaluations=0, seed=0, checkpoints=0, **config):
+def make(
+    path, num_rows, grids=0, restarts=(), not_finite=(), spike=None, evaluations=0, seed=0, checkpoints=0, **config
+):
     """Writes a run with `num_rows` rows.
 
     Args:
@@ -35,12 +37,12 @@ def make(path, num_rows, grids=0, restarts=(), not_finite=(), spike=None, evalua
     start = {"time": "2026-01-01T12:00:00+0000", "command": ["distgan", "train"], "versions": {}, "git_revision": None}
     content = {"config": values, "data_fingerprint": "0", "starts": [start] * (1 + len(restarts))}
     (path / "config.json").write_text(json.dumps(content))
-    rows = [_row(number, num_rows, sum(each <= number for each in restarts), seed) for number in range(num_rows)]
+    rows = [row(number, num_rows, sum(each <= number for each in restarts), seed) for number in range(num_rows)]
     for number in not_finite:
         rows[number]["loss/generator"] = None
     if spike:
         rows[spike[0]]["loss/discriminator"] = spike[1]
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     with (path / "evaluations.jsonl").open("w") as file:
         for number in range(evaluations):
             seen = IMAGES_PER_ROW * (num_rows * (number + 1) // evaluations)
@@ -49,9 +51,7 @@ def make(path, num_rows, grids=0, restarts=(), not_finite=(), spike=None, evalua
     Image.new("L", (64, 64), 255).save(path / "samples" / "reals.png")
     for number in range(grids):
         seen = IMAGES_PER_ROW * num_rows * number // max(grids - 1, 1)
-        Image.new("L", (64, 64), 250 * number // max(grids - 1, 1)).save(
-            path / "samples" / f"{seen // 1000:06d}.png"
-        )
+        Image.new("L", (64, 64), 250 * number // max(grids - 1, 1)).save(path / "samples" / f"{seen // 1000:06d}.png")
     for number in range(checkpoints):
         seen = IMAGES_PER_ROW * (num_rows - number)
         info = {"images_seen": seen, "data_fingerprint": "0"}
@@ -74,10 +74,14 @@ def evaluation(images_seen, fid, count=10_000):
     }
 
 
-def _row(number, num_rows, restarts, seed):
+def row(number, num_rows, restarts, seed):
+    """A row of metrics.jsonl."""
     random = np.random.default_rng([seed, number])
     share = (number + 1) / num_rows
-    noise = lambda: float(random.normal())  # noqa: E731
+
+    def noise():
+        return float(random.normal())
+
     seen = IMAGES_PER_ROW * (number + 1)
     rate = 1500 + 100 * noise() - 600 * (0.4 < share < 0.45)
     return {

@@ -9,7 +9,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from distgan.tracking import curves, panels
 from distgan.training import checkpoint
 from distgan.training.run_dir import read_config, read_starts
 
+PAGE = Path(__file__).with_name("report_page")
 _MOST_POINTS = 1000  # Of a curve: two a pixel of a wide chart.
 _MOST_POINTS_IN_ALL = 120_000  # About 30 bytes each.
 _MOST_GRIDS = 200
@@ -109,29 +110,31 @@ def _read_evaluations(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             result = json.loads(line)
-            found.append({key: result[key] for key in ("images_seen", "scores", "cards")})
-        except (ValueError, KeyError, TypeError):
+            scores = {name: float("nan") if value is None else float(value) for name, value in result["scores"].items()}
+            cards = {name: dict(card) for name, card in result["cards"].items()}
+            found.append({"images_seen": int(result["images_seen"]), "scores": scores, "cards": cards})
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return sorted(found, key=lambda each: each["images_seen"])
 
 
 def page(content: Mapping[str, Any], pictures: Sequence[str]) -> str:
     """The whole page."""
-    template = Path(__file__).with_name("report_page")
     title = ", ".join(each["name"] for each in content["runs"])
     parts = {
         "title": html.escape(title),
-        "style": (template / "report.css").read_text(),
-        "script": (template / "report.js").read_text(),
+        "style": (PAGE / "report.css").read_text(),
+        "script": (PAGE / "report.js").read_text(),
         "content": _json(content),
         "pictures": _json(pictures),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], (template / "report.html").read_text())
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], (PAGE / "report.html").read_text())
 
 
 def _json(content: Any) -> str:
-    """JSON that no text within can end the script element of."""
-    return json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    """JSON without NaN and infinities, and within which no text can end the script element."""
+    finite = json.loads(json.dumps(content), parse_constant=lambda name: None)
+    return json.dumps(finite, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def describe(runs: Sequence[Run], pictures: list[str]) -> dict[str, Any]:
@@ -180,9 +183,7 @@ def _letter(number: int) -> str:
     return chr(ord("A") + number) if number < 26 else str(number + 1)
 
 
-def _points(
-    run: Run, protocols: Sequence[str], several: bool
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _points(run: Run, protocols: Sequence[str], several: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The run's curves: scores from its evaluations, which say how they were got, and all else from its rows."""
     found = curves.points(run.rows)
     if protocols:
@@ -190,7 +191,7 @@ def _points(
     scores = []
     for each in run.evaluations:
         suffix = f" ({_letter(protocols.index(_protocol(each)))})" if several else ""
-        values = {f"eval/{name}{suffix}": _number(value) for name, value in each["scores"].items()}
+        values = {f"eval/{name}{suffix}": value for name, value in each["scores"].items()}
         scores.append({"progress/images_seen": each["images_seen"], **values})
     more = curves.points(scores)
     more.pop("progress/images_seen", None)
@@ -198,11 +199,7 @@ def _points(
     return {**found, **more}
 
 
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _panel(panel: panels.Panel, keys: Sequence[str]) -> Iterable[dict[str, Any]]:
+def _panel(panel: panels.Panel, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The charts of a panel: one, or one for each protocol of its scores."""
     by_protocol: dict[str, list[str]] = {}
     for key in keys:
@@ -222,7 +219,6 @@ def _directions(runs: Sequence[Run]) -> dict[str, bool]:
 
 
 def _run(run: Run, protocols: Sequence[str]) -> dict[str, Any]:
-    best = checkpoint.best_images_seen(run.path / "checkpoints")
     last: dict[str, Any] = {}
     for row in run.rows:
         last.update(row)
@@ -239,23 +235,28 @@ def _run(run: Run, protocols: Sequence[str]) -> dict[str, Any]:
         "evaluations": [
             {
                 "images_seen": each["images_seen"],
-                "scores": {name: curves.shorten(_number(value)) for name, value in each["scores"].items()},
+                "scores": {name: curves.shorten(value) for name, value in each["scores"].items()},
                 "protocol": protocols.index(_protocol(each)),
             }
             for each in run.evaluations
         ],
-        "checkpoints": [_checkpoint(path, best) for path in checkpoint.whole(run.path / "checkpoints")],
+        "checkpoints": list(_checkpoints(run.path / "checkpoints")),
     }
 
 
-def _checkpoint(path: Path, best: int | None) -> dict[str, Any]:
-    files = [each.stat() for each in path.iterdir()]
-    return {
-        "images_seen": int(path.name),
-        "bytes": sum(each.st_size for each in files),
-        "written": max(each.st_mtime for each in files),
-        "best": int(path.name) == best,
-    }
+def _checkpoints(folder: Path) -> Iterator[dict[str, Any]]:
+    best = checkpoint.best_images_seen(folder)
+    for path in checkpoint.whole(folder):
+        try:
+            files = [each.stat() for each in path.iterdir()]
+        except FileNotFoundError:
+            continue  # A run that goes on has removed it meanwhile.
+        yield {
+            "images_seen": int(path.name),
+            "bytes": sum(each.st_size for each in files),
+            "written": max(each.st_mtime for each in files),
+            "best": int(path.name) == best,
+        }
 
 
 def _curves(points: Mapping[str, tuple[np.ndarray, np.ndarray]], most: int) -> dict[str, Any]:
@@ -274,7 +275,9 @@ def _pictures(run: Run, pictures: list[str], most: int) -> dict[str, Any]:
     folder = run.path / "samples"
     grids = sorted((path for path in folder.glob("*.png") if path.stem.isdigit()), key=lambda path: int(path.stem))
     if len(grids) > most:
-        grids = [grids[number] for number in np.unique(np.linspace(0, len(grids) - 1, max(most, 1)).round().astype(int))]
+        grids = [
+            grids[number] for number in np.unique(np.linspace(0, len(grids) - 1, max(most, 1)).round().astype(int))
+        ]
     samples = []
     for path in grids:
         if (number := _embed(path, pictures)) is not None:
@@ -288,7 +291,7 @@ def _embed(path: Path, pictures: list[str]) -> int | None:
     try:
         with Image.open(path) as opened:
             picture = opened.convert("L" if opened.mode in ("1", "L") else "RGB")
-    except OSError:
+    except (OSError, SyntaxError, ValueError):
         return None
     picture.thumbnail((_GRID_PIXELS, _GRID_PIXELS))
     data = io.BytesIO()

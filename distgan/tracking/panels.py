@@ -64,9 +64,10 @@ SECTIONS: Mapping[str, tuple[Panel, ...]] = {
 def arrange(keys: Iterable[str]) -> dict[str, list[tuple[Panel, list[str]]]]:
     """The sections with the keys that there are: each key in the first panel that it matches, the others under `More`.
 
-    >>> found = arrange(["loss/generator", "loss/r1", "mine/number", "progress/step"])
-    >>> [(section, panel.title, keys) for section, panels in found.items() for panel, keys in panels]
-    [('Balance', 'Losses', ['loss/generator']), ('Balance', 'Terms of the losses', ['loss/r1']), ('More', 'mine', ['mine/number'])]
+    >>> for section, charts in arrange(["loss/generator", "loss/r1", "mine/number", "progress/step"]).items():
+    ...     print(section, [(panel.title, keys) for panel, keys in charts])
+    Balance [('Losses', ['loss/generator']), ('Terms of the losses', ['loss/r1'])]
+    More [('mine', ['mine/number'])]
     """
     left = [key for key in keys if not key.startswith("progress/") or key == "progress/restarts"]
     found: dict[str, list[tuple[Panel, list[str]]]] = {}

@@ -44,7 +44,7 @@ function color(number) {
 function tell(value, digits = 4) {
   if (value == null) return "not finite";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(digits - 2).replace("e+", "e");
+  if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(digits - 2).replace(/\.?0*e\+?/, "e");
   if (Number.isInteger(value)) return value.toLocaleString("en-US");
   return Number(value.toPrecision(digits)).toLocaleString("en-US", { maximumFractionDigits: 12 });
 }
@@ -68,7 +68,7 @@ function ago(seconds) {
 }
 
 function label(key) {
-  const parts = key.split("/");
+  const parts = (report.protocols.length > 1 ? key.replace(/^(eval\/.*) \(\w+\)$/, "$1") : key).split("/");
   return (parts.length > 1 ? parts.slice(1) : parts).join(" ").replaceAll("_", " ");
 }
 
@@ -127,13 +127,14 @@ class Chart {
     const [from, to] = range();
     const good = (value) => value != null && (!log || value > 0);
     let low = Infinity, high = -Infinity;
-    for (const { x, curve } of lines) {
+    for (const line of lines) {
+      const { x, curve } = line, smooth = smoothed(line) ?? curve.mean;
       const lows = curve.low ?? curve.mean, highs = curve.high ?? curve.mean;
       for (let i = 0; i < x.length; i++) {
         if (x[i] < from || x[i] > to) continue;
-        if (good(lows[i])) low = Math.min(low, lows[i]);
-        else if (good(curve.mean[i])) low = Math.min(low, curve.mean[i]);
-        if (good(highs[i])) high = Math.max(high, highs[i]);
+        const values = [lows[i], curve.mean[i], highs[i], smooth[i]].filter(good);
+        low = Math.min(low, ...values);
+        high = Math.max(high, ...values);
       }
     }
     const empty = low > high;
@@ -154,7 +155,7 @@ class Chart {
     marks.forEach((value, i) => back.append(
       draw("line", { class: "rule", x1: frame.left, x2: frame.right, y1: py(value), y2: py(value) }),
       draw("text", { x: frame.left - 6, y: py(value) + 4, "text-anchor": "end" }, words[i])));
-    const xs = ticks(from, to, Math.max(2, Math.floor((frame.right - frame.left) / 90)));
+    const xs = ticks(from, to, Math.max(2, Math.floor((frame.right - frame.left) / 65)));
     xs.filter((value) => px(value) > frame.left + 8).forEach((value) => back.append(
       draw("text", { x: px(value), y: box.height - 6, "text-anchor": "middle" }, tell(value / 1000, 6))));
     back.append(
@@ -199,7 +200,7 @@ class Chart {
         "M" + piece.map((i) => edge(i, curve.high[i])).join("L")
         + "L" + piece.toReversed().map((i) => edge(i, curve.low[i])).join("L") + "Z").join("") }));
     }
-    const smooth = view.smoothing ? smoothed(curve.mean) : null;
+    const smooth = smoothed(line);
     group.append(draw("path", { class: smooth ? "curve faint" : "curve", d: path(curve.mean) }));
     if (smooth) group.append(draw("path", { class: "curve", d: path(smooth) }));
     const few = last - first < 60;
@@ -291,12 +292,16 @@ class Chart {
         draw("line", { class: "cursor", x1: px(x), x2: px(x), y1: frame.top, y2: frame.bottom }));
       return;
     }
-    const found = lines.map((line) => ({ line, i: nearest(line.x, x) }));
+    // A run that ended before this place, or a number that began after it, has nothing to say here.
+    const reach = (to - from) / 40;
+    const found = lines.map((line) => ({ line, i: nearest(line.x, x) })).filter(({ line, i }) =>
+      Math.abs(line.x[i] - x) < reach || (line.x[0] < x && x < line.x[line.x.length - 1]));
+    if (!found.length) return;
     const closest = found.reduce((best, each) =>
       Math.abs(each.line.x[each.i] - x) < Math.abs(best - x) ? each.line.x[each.i] : best, found[0].line.x[found[0].i]);
     this.over.append(draw("line", { class: "cursor", x1: px(closest), x2: px(closest), y1: frame.top, y2: frame.bottom }));
     const body = found.map(({ line, i }) => {
-      const { mean, low, high, bad } = line.curve, smooth = view.smoothing ? smoothed(mean) : null;
+      const { mean, low, high, bad } = line.curve, smooth = smoothed(line);
       if (good((smooth ?? mean)[i])) this.over.append(
         draw("circle", { class: `ring ${color(line.color)}`, r: 3.5, cx: px(line.x[i]), cy: py((smooth ?? mean)[i]) }));
       const cells = [make("td", {}, make("i", { class: color(line.color) }), make("span", {}, line.name)),
@@ -325,18 +330,28 @@ function nearest(xs, x) {
 }
 
 const smoothedOf = new WeakMap();
-function smoothed(values) {
-  const known = smoothedOf.get(values);
+// A moving average in which what lies further back along the axis counts for less, so that rare numbers, as scores, are hardly
+// averaged where frequent ones are much.
+function smoothed({ x, curve, run }) {
+  if (!view.smoothing) return null;
+  const known = smoothedOf.get(curve);
   if (known?.smoothing === view.smoothing) return known.result;
-  let sum = 0, weight = 0;
-  const result = values.map((value) => {
+  let sum = 0, weight = 0, before = x[0];
+  const result = curve.mean.map((value, i) => {
     if (value == null) return null;
-    sum = sum * view.smoothing + value;
-    weight = weight * view.smoothing + 1;
+    const kept = view.smoothing ** ((x[i] - before) / spacing(run));
+    before = x[i];
+    sum = sum * kept + value;
+    weight = weight * kept + 1;
     return sum / weight;
   });
-  smoothedOf.set(values, { smoothing: view.smoothing, result });
+  smoothedOf.set(curve, { smoothing: view.smoothing, result });
   return result;
+}
+
+// Between two points of the run's densest curve.
+function spacing(run) {
+  return Math.min(...report.runs[run].axes.map((x) => x.length > 1 ? (x[x.length - 1] - x[0]) / (x.length - 1) : Infinity)) || 1;
 }
 
 function ticks(low, high, count) {
@@ -573,7 +588,8 @@ function addScores() {
       make("td", { class: "number" }, kimg(each.images_seen)), names.map((name) => {
         const value = each.scores[name], lower = report.lower_is_better[name];
         const values = here.map((other) => other.scores[name]).filter((other) => other != null);
-        const best = lower != null && value != null && value === (lower ? Math.min(...values) : Math.max(...values));
+        const best = lower != null && value != null && value === (lower ? Math.min(...values) : Math.max(...values))
+          && each === here.find((other) => other.scores[name] === value);
         return make("td", { class: `number${best ? " best" : ""}` }, name in each.scores ? tell(value, 5) : "", best ? " ★" : "");
       })));
     const shared = Object.entries(cards).map(([metric, card]) => make("div", {}, make("h3", {}, metric),
