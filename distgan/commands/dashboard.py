@@ -29,6 +29,8 @@ def run(options: Options) -> int:
     try:
         from distgan.tracking import workspace
     except ImportError as error:
+        if not (error.name or "").startswith("wandb_workspaces"):
+            raise
         raise UserError(f"dashboard needs wandb-workspaces: pip install 'distgan[dashboard]' ({error})") from None
     if options.out:
         trained.check_new(options.out)
