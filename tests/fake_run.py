@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 
 import numpy as np
 from PIL import Image
@@ -55,10 +54,8 @@ def make(
     for number in range(checkpoints):
         seen = IMAGES_PER_ROW * (num_rows - number)
         info = {"images_seen": seen, "data_fingerprint": "0"}
-        checkpoint.write(path / "checkpoints", checkpoint.Checkpoint({"w": np.zeros(1000, np.float32)}, info), 99)
-        os.utime(path / "checkpoints" / f"{seen:012d}")
-    if checkpoints:
-        checkpoint.mark_best(path / "checkpoints", IMAGES_PER_ROW * num_rows)
+        saved = checkpoint.Checkpoint({"w": np.zeros(1000, np.float32)}, info)
+        checkpoint.write(path / "checkpoints", saved, keep=99, best=number == 0)
     return rows
 
 

@@ -13,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distgan import cli, tracking
 from distgan.tracking import panels
+from distgan.tracking.console import log
+from distgan.tracking.tensorboard import TensorBoard
 
 # Of rows of several workers, of machines with GPUs, of runs with other parts.
 ELSEWHERE = {
@@ -65,6 +67,16 @@ def test_tensorboard_has_the_rows(run_dir):
     assert grids[-1].encoded_image_string == (run_dir / "samples" / "000000.png").read_bytes()
     with Image.open(io.BytesIO(grids[-1].encoded_image_string)) as picture:
         assert picture.size == (grids[-1].width, grids[-1].height)
+
+
+def test_a_disk_that_fails_is_harmless(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
+    (tmp_path / "tensorboard").write_text("a file in the way")
+    events = TensorBoard(tmp_path / "tensorboard")
+    for seen in (64, 128):
+        events.row({"progress/images_seen": seen})
+    events.close(0)
+    assert [message for message in caplog.messages if "tensorboard is not written any more" in message]
 
 
 def test_panels_name_what_rows_have(run_dir):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import tensorflow as tf
 from PIL import Image
 
+from distgan.tracking.console import log
 from distgan.tracking.tracker import Row
 
 _COLORSPACES = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 
 
 class TensorBoard:
-    """A sink; each start of a run adds a file."""
+    """A sink; each start of a run adds a file. An error, as of a full disk, ends the file and not the run."""
 
     def __init__(self, folder: Path):
-        self.writer = tf.summary.create_file_writer(str(folder))
+        self.folder = folder
+        self.writer: tf.summary.SummaryWriter | None = None
+        with self._harmless():
+            self.writer = tf.summary.create_file_writer(str(folder))
 
     def row(self, row: Row) -> None:
         """Writes all numbers as one event."""
@@ -36,11 +42,22 @@ class TensorBoard:
         self._write([tf.compat.v1.Summary.Value(tag=name, image=image)], images_seen)
 
     def close(self, exit_code: int) -> None:
-        self.writer.close()
+        with self._harmless():
+            if self.writer:
+                self.writer.close()
 
     def _write(self, values: list[tf.compat.v1.Summary.Value], images_seen: int) -> None:
-        with self.writer.as_default():
-            tf.summary.experimental.write_raw_pb(
-                tf.compat.v1.Summary(value=values).SerializeToString(), step=images_seen
-            )
-        self.writer.flush()
+        if not self.writer:
+            return
+        with self._harmless(), self.writer.as_default():
+            event = tf.compat.v1.Summary(value=values).SerializeToString()
+            tf.summary.experimental.write_raw_pb(event, step=images_seen)
+            self.writer.flush()
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        try:
+            yield
+        except tf.errors.OpError as error:
+            self.writer = None
+            log.warning("%s is not written any more: %s", self.folder, str(error).splitlines()[0])
