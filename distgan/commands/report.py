@@ -30,8 +30,8 @@ PAGE = Path(__file__).with_name("report_page")
 _MOST_POINTS = 1000  # Of a curve: two a pixel of a wide chart.
 _MOST_POINTS_IN_ALL = 120_000  # About 30 bytes each.
 _MOST_GRIDS = 200
-_GRID_PIXELS = 1024
-_JPEG_QUALITY = 85
+_GRID_PIXELS = 768
+_JPEG_QUALITY = 80
 # What a card says of who is judged. Scores whose cards differ in anything else are not shown in one chart.
 _JUDGED = ("checkpoint", "trained_on")
 
@@ -295,6 +295,6 @@ def _embed(path: Path, pictures: list[str]) -> int | None:
         return None
     picture.thumbnail((_GRID_PIXELS, _GRID_PIXELS))
     data = io.BytesIO()
-    picture.save(data, format="JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
+    picture.save(data, format="JPEG", quality=_JPEG_QUALITY)
     pictures.append(base64.b64encode(data.getvalue()).decode())
     return len(pictures) - 1

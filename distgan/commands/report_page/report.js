@@ -665,6 +665,6 @@ const watch = new IntersectionObserver((entries) => entries.filter((entry) => en
     if (link.hash === `#${entry.target.id}`) link.setAttribute("aria-current", "true");
     else link.removeAttribute("aria-current");
   });
-}), { rootMargin: "-25% 0px -70% 0px" });
+}), { rootMargin: "-14% 0px -80% 0px" });
 document.querySelectorAll("main > section").forEach((each) => watch.observe(each));
 document.documentElement.dataset.ready = "true";
