@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ class Options:
         "",
         "a new .png (grid), FOLDER/ (000000.png, ... and of conditional runs dataset.json, as --data.source=folder reads it) or "
         ".npz (images, uint8 [N,H,W,C]; of conditional runs labels, int32 [N], and label_names; seeds and nearest images where "
-        "asked for); by default a grid in --run_dir",
+        "asked for); by default a grid under a name in --run_dir that is not taken",
     )
     sample: SampleOptions = section(SampleOptions)
     verbosity: int = option(0, "1 shows TensorFlow's own log", minimum=0, maximum=1)
@@ -112,8 +113,8 @@ def run(options: Options) -> int:
         drawn = dataclasses.replace(drawn, nearest=_find_nearest(drawn.images, images, config))
 
     kimg = saved.info["images_seen"] // 1000
-    which = f"seeds{asked.seeds}" if asked.seeds else f"seed{asked.seed}"
-    out = Path(options.out or Path(options.run_dir) / f"sample-{kimg:06d}-{which}.png")
+    which = "seeds" if asked.seeds else f"seed{asked.seed}"
+    out = Path(options.out) if options.out else _free(Path(options.run_dir), f"sample-{kimg:06d}-{which}")
     with trained.writing(out) as temporary:
         if options.out.endswith("/"):
             _write_folder(temporary, drawn, bool(sampler.num_classes))
@@ -167,6 +168,12 @@ def find_labels(text: str, config: Config, description: Description) -> list[int
             allowed = f"{', '.join(names[:20])}{', ...' if names[20:] else ''}"
             raise UserError(f"--sample.label={word} is none of {allowed} (0 to {len(names) - 1})")
     return [names.index(word) if word in names else int(word) for word in words] or list(range(len(names)))
+
+
+def _free(folder: Path, name: str) -> Path:
+    """A picture's path that is not taken: `name.png`, `name-2.png`, ..."""
+    paths = (folder / f"{name}{number}.png" for number in itertools.chain([""], itertools.count(-2, -1)))
+    return next(path for path in paths if not path.exists())
 
 
 def _in_rows(asked: SampleOptions) -> bool:
