@@ -84,27 +84,16 @@ def _of_run(options: Options, config: Config, runtime: Any) -> dict[str, Any] | 
     from distgan.evaluation import evaluator
     from distgan.evaluation.sampling import Sampler
     from distgan.training import checkpoint, scores
-    from distgan.training.state import build_network
 
     images = config.data.source.options.open(config.data)
     folder = Path(options.run_dir) / "checkpoints"
-    info: Any = None
-    arrays: Mapping[str, Any] = {}
+    saved = checkpoint.Checkpoint({}, {})
     if runtime.topology.is_primary:
         saved = checkpoint.find(folder, options.checkpoint, "checkpoint")
-        info, arrays = dict(saved.info), saved.arrays
-    info = runtime.control.gather(info)[0]
+    info = runtime.control.gather(dict(saved.info))[0]
     description = Description.from_json(info)
     with runtime.scope():
-        generator = build_network(config, description, "generator", trained.WEIGHTS[options.weights])
-    if runtime.topology.is_primary:
-        for variable in generator.variables:
-            array = arrays.get(variable.path)
-            if array is None or tuple(array.shape) != tuple(variable.shape):
-                raise UserError(
-                    f"--run_dir={options.run_dir}: the checkpoint is of another model ({variable.path} is not its)"
-                )
-            variable.assign(array)
+        generator = trained.build_generator(options.run_dir, config, description, options.weights, saved.arrays)
     runtime.broadcast([variable.value for variable in generator.variables])
     extractor = scores.open_extractor(config, images, runtime)
     sampler = Sampler(config, generator, description)
@@ -116,7 +105,7 @@ def _of_run(options: Options, config: Config, runtime: Any) -> dict[str, Any] | 
     }
     result = evaluator.evaluate(
         config.evaluation.metrics,
-        evaluator.of_images(images, runtime),
+        evaluator.of_images(images, runtime, config.data.on_error),
         evaluator.of_generator(sampler, runtime, config.evaluation, description.label_counts),
         extractor,
         runtime,
@@ -142,8 +131,8 @@ def _of_sets(options: Options, config: Config, runtime: Any) -> dict[str, Any] |
             )
     result = evaluator.evaluate(
         config.evaluation.metrics,
-        evaluator.of_images(reals, runtime),
-        evaluator.of_images(fakes, runtime),
+        evaluator.of_images(reals, runtime, config.data.on_error),
+        evaluator.of_images(fakes, runtime, config.data.on_error),
         scores.open_extractor(config, reals, runtime),
         runtime,
         scores.cache_dir(config),
@@ -169,6 +158,8 @@ def _open_set(path: str, flag: str, config: Config) -> Images:
 
 
 def _tell(options: Options, result: Mapping[str, Any]) -> None:
+    from distgan.training import scores
+
     for name, value in result["scores"].items():
         print(f"{name:<24} {value:.6g}")
     cards = {name: {key: value for key, value in card.items() if value != ""} for name, card in result["cards"].items()}
@@ -181,7 +172,7 @@ def _tell(options: Options, result: Mapping[str, Any]) -> None:
         print(f"  {name}: {value:.2f}")
     if options.out:
         with trained.writing(Path(options.out)) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
+            temporary.write_text(scores.to_json(result, indent=1) + "\n")
 
 
 def _spell(card: Mapping[str, Any]) -> str:
@@ -210,11 +201,13 @@ _JUDGED = ("fake", "checkpoint", "trained_on", "weights")
 
 
 def _ranked(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A table, best first by the first metric.
+    """A table, best first by the first metric; a score that is not finite is a dash.
 
     Raises:
       UserError: two results were not got in the same way.
     """
+    from distgan.training.scores import sort_key
+
     first, *others = results
     for other in others:
         for metric in sorted(first["cards"].keys() | other["cards"].keys()):
@@ -227,10 +220,11 @@ def _ranked(results: Sequence[Mapping[str, Any]]) -> list[str]:
                 raise UserError(f"{first['name']} and {other['name']} can't be ranked by {metric}: {told}")
     metric = next(iter(first["cards"]))
     part = configs.choose(configs.registry.locate("distgan.evaluation.protocols:METRICS"), metric).options
-    ordered = sorted(results, key=lambda each: each["scores"][part.main], reverse=not part.lower_is_better)
+    ordered = sorted(results, key=lambda each: sort_key(each["scores"][part.main], part.lower_is_better))
     names = list(first["scores"])
     width = max(len(each["name"]) for each in results)
     lines = [f"{'':<{width}}  " + "  ".join(f"{name:>12}" for name in names)]
     for each in ordered:
-        lines.append(f"{each['name']:<{width}}  " + "  ".join(f"{each['scores'][name]:>12.6g}" for name in names))
+        cells = [f"{each['scores'][name]:.6g}" if each["scores"][name] is not None else "-" for name in names]
+        lines.append(f"{each['name']:<{width}}  " + "  ".join(f"{cell:>12}" for cell in cells))
     return lines

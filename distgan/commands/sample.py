@@ -12,7 +12,8 @@ import numpy as np
 
 from distgan.commands import trained
 from distgan.config import Config, option, section, split_names
-from distgan.data.source import Description, Images
+from distgan.data.pixels import BadImage
+from distgan.data.source import Description, Images, readable
 from distgan.errors import UserError
 from distgan.runtime import devices
 from distgan.training import checkpoint
@@ -106,7 +107,7 @@ def run(options: Options) -> int:
 
     from distgan.evaluation.sampling import Sampler
 
-    generator = trained.build_generator(options.run_dir, config, saved, asked.weights)
+    generator = trained.build_generator(options.run_dir, config, description, asked.weights, saved.arrays)
     sampler = Sampler(config, generator, description)
     drawn = _draw(sampler, asked, numbers, labels)
     if images:
@@ -172,8 +173,8 @@ def find_labels(text: str, config: Config, description: Description) -> list[int
 
 def _free(folder: Path, name: str) -> Path:
     """A picture's path that is not taken: `name.png`, `name-2.png`, ..."""
-    paths = (folder / f"{name}{number}.png" for number in itertools.chain([""], itertools.count(-2, -1)))
-    return next(path for path in paths if not path.exists())
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in (folder / f"{each}.png" for each in names) if not path.exists())
 
 
 def _in_rows(asked: SampleOptions) -> bool:
@@ -234,19 +235,14 @@ def _open_data(run_dir: str, config: Config, info: Any) -> Images:
 
 
 def _find_nearest(samples: np.ndarray, images: Images, config: Config) -> Nearest:
-    from distgan.data.pixels import BadImage
     from distgan.evaluation.nearest import nearest
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:
-            return images.read(indices)[0], indices
+            pixels, _, those = readable(images, indices, config.data.on_error)
         except BadImage as bad:
-            if config.data.on_error == "fail":
-                raise UserError(str(bad)) from None
-            if len(indices) == 1:
-                return np.zeros((0, *images.shape), np.uint8), indices[:0]
-        halves = [read(half) for half in np.array_split(indices, 2)]
-        return np.concatenate([half[0] for half in halves]), np.concatenate([half[1] for half in halves])
+            raise UserError(f"--sample.nearest: {bad}") from None
+        return pixels, those
 
     return nearest(samples, read, images.num_images, config.data.flip)
 
