@@ -13,7 +13,12 @@ from conftest import SMALL, environment, finish_all, start
 from PIL import Image
 
 from distgan import cli, seeds
-from distgan.commands.sample import read_seeds
+from distgan import config as configs
+from distgan.commands.sample import _find_nearest, read_seeds
+from distgan.config import Config
+from distgan.data.pixels import BadImage
+from distgan.data.source import InMemory
+from distgan.errors import UserError
 
 BATCHES = (1, 3, 64, 100)
 TINY = (
@@ -253,6 +258,23 @@ def test_the_nearest_training_image(runs, tmp_path):
     assert found.indices.tolist() == [5, 30]
     assert found.distances.tolist() == [0, 0]
     assert nearest(reals[[5]][:, :, ::-1], lambda each: (reals[each], each), 40, flip=False).distances > 0
+
+
+def test_the_nearest_image_that_can_be_read():
+    class Torn(InMemory):
+        def read(self, indices):
+            if 3 in indices:
+                raise BadImage("image 3 is torn")
+            return super().read(indices)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 1), np.uint8)
+    torn = Torn("torn", pixels, None)
+    skip, fail = (configs.build(Config, {"data.on_error": word}) for word in ("skip", "fail"))
+    found = _find_nearest(pixels[2:5], torn, skip)
+    assert found.indices[[0, 2]].tolist() == [2, 4]
+    assert found.indices[1] != 3
+    with pytest.raises(UserError, match="--sample.nearest: image 3 is torn"):
+        _find_nearest(pixels[:1], torn, fail)
 
 
 def test_single_files_are_a_data_set(runs, tmp_path):
