@@ -207,6 +207,11 @@ def test_stopped_while_evaluating(tmp_path, cache):
         ((), "evaluate needs --run_dir, or --real and --fake"),
         (("--real=/nowhere", "--fake=/nowhere"), "--real: --data.path=/nowhere: No such file or directory"),
         (("--run_dir=/nowhere",), "--run_dir=/nowhere holds no run"),
+        (
+            ("--real=a", "--fake=b", "--evaluation.metrics=class_fid"),
+            "class_fid compares classes, which --fake=b is not",
+        ),
+        (("--real=a", "--fake=b", "--evaluation.metrics="), "--evaluation.metrics names none"),
         (("/nowhere/result.json",), "/nowhere/result.json holds no result of distgan evaluate"),
     ],
 )

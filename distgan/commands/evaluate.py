@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def run(options: Options, *results: str) -> int:
         raise UserError(f"--run_dir={options.run_dir} holds no run")
     asked = {name: value for name, value in configs.flatten(options).items() if name.startswith(_SHARED)}
     config = configs.build(Config, {**values, **asked})
-    problems = [line for part in config.evaluation.metrics for line in part.options.requires(config)]
+    problems = list(_problems(options, config))
     if problems:
         raise UserError("; ".join(problems))
     workers = topology.find_workers(topology.read_environment(), config.runtime.workers, config.runtime.peers)
@@ -78,6 +78,16 @@ def run(options: Options, *results: str) -> int:
             _tell(options, result)
         runtime.close()
     return 0
+
+
+def _problems(options: Options, config: Config) -> Iterator[str]:
+    if not config.evaluation.metrics:
+        yield "--evaluation.metrics names none"
+    for part in config.evaluation.metrics:
+        if options.fake and part.options.labelled:
+            yield f"--evaluation.metrics={part.name} compares classes, which --fake={options.fake} is not asked to be of"
+        else:
+            yield from part.options.requires(config)
 
 
 def _of_run(options: Options, config: Config, runtime: Any) -> dict[str, Any] | None:
@@ -124,11 +134,6 @@ def _of_sets(options: Options, config: Config, runtime: Any) -> dict[str, Any] |
     from distgan.training import scores
 
     reals, fakes = (_open_set(path, flag, config) for path, flag in ((options.real, "real"), (options.fake, "fake")))
-    for part in config.evaluation.metrics:
-        if part.options.labelled:
-            raise UserError(
-                f"--evaluation.metrics={part.name} compares classes, which --fake={options.fake} is not asked to be of"
-            )
     result = evaluator.evaluate(
         config.evaluation.metrics,
         evaluator.of_images(reals, runtime, config.data.on_error),
@@ -167,7 +172,8 @@ def _tell(options: Options, result: Mapping[str, Any]) -> None:
     shared = {key: value for key, value in first.items() if all(card.get(key) == value for card in others)}
     print("  all: " + _spell(shared))
     for name, card in cards.items():
-        print(f"  {name}: " + _spell({key: value for key, value in card.items() if key not in {*shared, "metric"}}))
+        if own := {key: value for key, value in card.items() if key not in {*shared, "metric"}}:
+            print(f"  {name}: " + _spell(own))
     for name, value in result["costs"].items():
         print(f"  {name}: {value:.2f}")
     if options.out:
@@ -210,8 +216,11 @@ def _ranked(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
     first, *others = results
     for other in others:
-        for metric in sorted(first["cards"].keys() | other["cards"].keys()):
-            one, two = (each["cards"].get(metric, {}) for each in (first, other))
+        if lacking := first["cards"].keys() ^ other["cards"].keys():
+            told = f"{', '.join(sorted(lacking))} in one of them alone"
+            raise UserError(f"{first['name']} and {other['name']} can't be ranked: {told}")
+        for metric in first["cards"]:
+            one, two = (each["cards"][metric] for each in (first, other))
             keys = [
                 key for key in sorted(one.keys() | two.keys()) if key not in _JUDGED and one.get(key) != two.get(key)
             ]
