@@ -1,6 +1,7 @@
 """Scores: in training and after it, the same on any number of replicas, told with how they came about."""
 
 import dataclasses
+import functools
 import json
 import signal
 import sys
@@ -15,7 +16,6 @@ from sklearn.datasets import load_digits
 
 from distgan import cli
 from distgan import config as configs
-from distgan.config import Config
 from distgan.data.pixels import BadImage
 from distgan.data.source import InMemory
 from distgan.errors import UserError
@@ -162,24 +162,27 @@ def test_unreadable_images_are_left_out(tmp_path):
 
 def test_scores_that_are_not_finite(tmp_path, capsys):
     """As a divergence from data that lacks a class: JSON has no infinity."""
-    config, rows_file = configs.build(Config, {"evaluation.metrics": "modes"}), JsonLines(tmp_path / "rows.jsonl")
+    rows_file = JsonLines(tmp_path / "rows.jsonl")
     for number, (modes, kl) in enumerate([(9.0, 0.5), (10.0, float("inf"))]):
         result = evaluator.Result({"modes": modes, "kl": kl}, {"modes": {"count": 100}}, {})
         line = scores.as_json(result, number)
         scores.append(tmp_path, line)
         (tmp_path / f"{number}.json").write_text(scores.to_json(line))
-        rows_file.row({"progress/images_seen": number, "eval/kl": line["scores"]["kl"]})
+    for line in scores.read(tmp_path):  # As a run that goes on has them.
+        rows_file.row({"progress/images_seen": line["images_seen"], "eval/kl": line["scores"]["kl"]})
     rows_file.close(0)
-    for name in ("evaluations.jsonl", "1.json", "rows.jsonl"):
-        assert "Infinity" not in (tmp_path / name).read_text()
-    assert scores.last_result(tmp_path)["scores"] == {"modes": 10, "kl": None}
-    assert json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[1])["eval/kl"] is None
-    assert scores.is_best(config, tmp_path)
+    assert '"kl": null' in (tmp_path / "evaluations.jsonl").read_text()
+    assert '"kl": null' in (tmp_path / "1.json").read_text()
+    assert '"eval/kl": null' in (tmp_path / "rows.jsonl").read_text()
     assert cli.main(["evaluate", str(tmp_path / "0.json"), str(tmp_path / "1.json")]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [row[1:] for row in table[1:]] == [["10", "-"], ["9", "0.5"]]
-    assert sorted([2.0, None, 1.0], key=lambda each: scores.sort_key(each, True)) == [1, 2, None]
-    assert sorted([2.0, None, 1.0], key=lambda each: scores.sort_key(each, False)) == [2, 1, None]
+    assert [row[1:] for row in table[1:]] == [["10", "nan"], ["9", "0.5"]]
+    for lower_is_better, best in ((True, 1.0), (False, 2.0)):
+        found = sorted(
+            [float("nan"), 2.0, float("-inf"), 1.0],
+            key=functools.partial(scores.sort_key, lower_is_better=lower_is_better),
+        )
+        assert found[0] == best
 
 
 def test_stopped_while_evaluating(tmp_path, cache):

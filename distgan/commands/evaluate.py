@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,14 +190,15 @@ def _read(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is none.
     """
+    from distgan.training.scores import from_json
+
     try:
         if path.is_dir():
-            lines = (path / "evaluations.jsonl").read_text().splitlines()
-            found = json.loads(lines[-1])
+            found = from_json((path / "evaluations.jsonl").read_text().splitlines()[-1])
         else:
-            found = json.loads(path.read_text())
+            found = from_json(path.read_text())
         return {"name": str(path), "scores": dict(found["scores"]), "cards": dict(found["cards"])}
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(f"{path} holds no result of distgan evaluate: {error}") from None
 
 
@@ -207,7 +207,7 @@ _JUDGED = ("fake", "checkpoint", "trained_on", "weights")
 
 
 def _ranked(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A table, best first by the first metric; a score that is not finite is a dash.
+    """A table, best first by the first metric.
 
     Raises:
       UserError: two results were not got in the same way.
@@ -234,6 +234,5 @@ def _ranked(results: Sequence[Mapping[str, Any]]) -> list[str]:
     width = max(len(each["name"]) for each in results)
     lines = [f"{'':<{width}}  " + "  ".join(f"{name:>12}" for name in names)]
     for each in ordered:
-        cells = [f"{each['scores'][name]:.6g}" if each["scores"][name] is not None else "-" for name in names]
-        lines.append(f"{each['name']:<{width}}  " + "  ".join(f"{cell:>12}" for cell in cells))
+        lines.append(f"{each['name']:<{width}}  " + "  ".join(f"{each['scores'][name]:>12.6g}" for name in names))
     return lines
