@@ -256,6 +256,7 @@ def _train_in(directory: RunDir | None, config: Config, images: Images, runtime:
         exit_code = error.code
         raise
     finally:
+        runtime.control.release()
         # What other workers' ends have cut off is not lost; what diverged is not kept.
         if run.saver and exit_code != Diverged.code:
             run.saver.flush()
