@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs them all. Arguments go to pytest: bash launch/test.sh -k index
+# With --soak (or --soak=N) everything is tested as a whole, which takes long: a run is killed at 30 (or N) random moments.
 # As root it installs system packages too (Debian's), and tests several hosts in network namespaces; elsewhere it says what
 # is left out. With CI=1 nothing is left out: what is missing is an error.
 set -euo pipefail
@@ -24,4 +25,9 @@ if [ -n "$needs" ]; then
   echo "launch: the tests of several hosts are left out: they need $needs" >&2
   set -- --ignore=tests/test_hosts.py "$@"
 fi
+for word; do # Else pytest would take the word behind a bare --soak for its number.
+  shift
+  [ "$word" = --soak ] && word=--soak=30
+  set -- "$@" "$word"
+done
 exec python -m pytest "$@"

@@ -98,6 +98,17 @@ def numbers(row):
     return {key: value for key, value in row.items() if not key.startswith(varying)}
 
 
+def pytest_addoption(parser):
+    doc = "the whole of everything, which takes long: N faults at random moments (30)"
+    parser.addoption("--soak", nargs="?", const=30, default=0, type=int, metavar="N", help=doc)
+
+
+@pytest.fixture(scope="session")
+def soak(request):
+    """How many faults at random moments --soak asks for; 0 without it."""
+    return request.config.getoption("--soak")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_tensorflow():
     devices.silence(0)
