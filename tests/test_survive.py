@@ -4,6 +4,7 @@
 """
 
 import itertools
+import os
 import random
 import shutil
 import signal
@@ -11,14 +12,18 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from statistics import median
+from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SMALL, environment, finish, numbers, rows
+from conftest import REPOSITORY, SMALL, clusters, environment, finish_all, local_addresses, numbers, rows
 from faults import DAMAGES, Watch, flip, full, honest, lose, memory_disk, ranks, read_only, truncate
+from worlds import SIZES
 
 from distgan.training import checkpoint, scores
+from distgan.training.checkpoint import Checkpoint
 
 FAULTS = str(REPOSITORY / "tests" / "faults.py")
 RUN = (*SMALL, "--deterministic", "--train.report_kimg=0.08", "--train.sample_kimg=0", "--checkpoint.every_kimg=0.16")
@@ -33,9 +38,9 @@ def length(steps):
 class Life:
     """A run that is started again and again; what it says goes to a file, as nobody reads a pipe meanwhile."""
 
-    def __init__(self, run_dir, *words, launcher=(), env=None):
+    def __init__(self, run_dir, *words, launcher=(), env=None, name=""):
         self.run_dir, self.words, self.launcher, self.env = run_dir, words, launcher, env or environment()
-        self.told = run_dir.with_name(run_dir.name + ".txt")
+        self.told = run_dir.with_name(f"{run_dir.name}{name}.txt")
         self.process = None
 
     def start(self, plan="", *more):
@@ -130,17 +135,17 @@ def test_nothing_grows(whole, steps):
     total = steps * 16
 
     def levels(first, last):
-        """What is usual between two tenths of the run."""
+        """The usual memory between two tenths of the run, and the files and threads that are always there."""
         part = [each[1:] for each in samples if first * total / 10 <= each[0] < last * total / 10]
         assert len(part) >= 3
-        return [median(values) for values in zip(*part, strict=True)]
+        memory, files, threads = zip(*part, strict=True)
+        return median(memory), min(files), min(threads)
 
-    (memory, *others), (memory_at_end, *others_at_end) = levels(1, 3), levels(8, 10.1)
-    print(
-        f"after a tenth: {memory / 2**20:.1f} MiB, {others}; at the end: {memory_at_end / 2**20:.1f} MiB, {others_at_end}"
-    )
-    assert memory_at_end < 1.02 * memory
-    assert others_at_end <= others
+    early, late = levels(1, 3), levels(8, 10.1)
+    print("MiB, files, threads:", *((memory // 2**20, *others) for memory, *others in (early, late)))
+    assert late[0] < 1.02 * early[0]
+    assert late[1] <= early[1]
+    assert late[2] <= early[2]
 
 
 STAGES = ("file", "manifest", "rename", "retention")
@@ -285,3 +290,147 @@ def test_disk_is_bad_for_a_while(whole, tmp_path, steps):
         assert len([line for line in err.splitlines() if line.startswith("distgan: ")]) == 1
         failing.run()
         assert_same(whole[0], failing.run_dir)
+
+
+HOROVODRUN = (str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", "2")
+
+
+def test_two_ranks_killed_and_stopped(tmp_path, soak):
+    """Horovod's: each is killed, and one is told to stop."""
+    steps, draw = (1000 if soak else 300), random.Random(1)
+    undisturbed = Life(tmp_path / "undisturbed", *RUN, length(steps), launcher=HOROVODRUN)
+    life = Life(tmp_path / "run", *RUN, length(steps), launcher=HOROVODRUN)
+
+    def chain():
+        # horovodrun ends with 1, whatever its ranks end with.
+        life.run("kill:rename:3@0", 1, "fault: kill at rename 3")
+        here = state(life.run_dir).images_seen
+        for moment in sorted(draw.uniform(here, 0.8 * 16 * steps) for _ in range(soak // 3 or 1)):
+            life.start().until_seen(moment)
+            os.kill(ranks(life.run_dir)[draw.choice([0, 1])], signal.SIGKILL)
+            life.end(1)
+        life.run("term:step:10@1", 1, "stopped by SIGTERM at", "saved; start it again to go on")
+        log = (life.run_dir / "log.1.txt").read_text()
+        assert "stopped by SIGTERM at" in log.splitlines()[-1]
+        life.run()
+
+    side_by_side(undisturbed.run, chain)
+    assert_same(undisturbed.run_dir, life.run_dir)
+
+
+def test_workers_start_again_one_by_one(tmp_path):
+    """multiworker: one is killed and started at once, while the primary is ending or gone; then the primary."""
+    words = [*SMALL, "--train.report_kimg=0.08", "--train.sample_kimg=0", "--checkpoint.every_kimg=0.16"]
+    configs = clusters(local_addresses(2))
+    lives = [
+        Life(tmp_path / "run", *words, env=environment() | {"TF_CONFIG": each}, name=f".{rank}")
+        for rank, each in enumerate(configs)
+    ]
+
+    def both(plan="", *more):
+        return [life.start(plan, *more) for life in lives]
+
+    primary, other = both("kill:step:12@1", length(10000))
+    other.end(KILLED)
+    # At once, and again while the primary leaves: it waits for the next primary, within --runtime.join_timeout_seconds.
+    other.start("", length(10000))
+    primary.end(1, "rank 1 on", "ended without a word")
+    primary.start("", length(10000))
+    primary.until_told(f"goes on at {state(primary.run_dir).images_seen / 1000:g} of")
+    # The other way round: the primary is killed, and is there again before the other has left.
+    primary.until_seen(max(primary.seen(), default=0) + 1)
+    primary.process.kill()
+    primary.end(KILLED)
+    primary.start("term:step:5", length(10000))
+    other.end(1, "the primary (rank 0) ended without a word")
+    other.start("", length(10000))
+    primary.end(75, "stopped by SIGTERM")
+    other.end(75)
+    total = state(primary.run_dir).images_seen // 16 + 10
+    both("", length(total))
+    for life in lives:
+        life.end(0)
+    undisturbed = Life(tmp_path / "one", *words, length(total))
+    undisturbed.run()
+    assert primary.seen() == undisturbed.seen()
+    found = state(primary.run_dir).arrays
+    for name, array in state(undisturbed.run_dir).arrays.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_saved_at_any_number_and_restored_at_any_other(tmp_path):
+    env = environment() | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
+    command = [sys.executable, str(REPOSITORY / "tests" / "worlds.py")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    finish_all([subprocess.Popen([*command, str(size), tmp_path], env=env, **pipes) for size in SIZES])
+    with np.load(tmp_path / "undisturbed.npz") as undisturbed:
+        for saved_at, size in itertools.product(SIZES, SIZES):
+            with np.load(tmp_path / f"{saved_at}-{size}.npz") as found:
+                assert set(found) == set(undisturbed)
+                for name, array in undisturbed.items():
+                    message = f"{name}, saved at {saved_at}, restored at {size}"
+                    np.testing.assert_allclose(found[name], array, rtol=1e-9, atol=1e-12, err_msg=message)
+
+
+def test_what_is_kept(tmp_path):
+    """The newest whole ones and the best, which damaged ones neither push out nor count among."""
+    folder = tmp_path / "checkpoints"
+
+    def save(images_seen, best=False, keep=2):
+        arrays = {"generator/a": np.arange(4.0), "discriminator/b": np.ones(3), "images_seen": np.array(images_seen)}
+        checkpoint.write(folder, Checkpoint(arrays, {"images_seen": images_seen}), keep, best)
+
+    def there():
+        return [int(path.name) for path in sorted(folder.iterdir()) if path.name.isdigit()]
+
+    save(10, best=True)
+    for images_seen in (20, 30, 40):
+        save(images_seen)
+    assert there() == [10, 30, 40]
+    truncate(folder / f"{40:012d}")
+    save(50)
+    assert there() == [10, 30, 40, 50]
+    assert [int(path.name) for path in checkpoint.whole(folder)] == [10, 30, 50]
+    for images_seen in (30, 50):
+        truncate(folder / f"{images_seen:012d}")
+    # All that is left is the best; what cannot be written removes nothing.
+    full_disk = mock.patch.object(checkpoint, "_write_through", side_effect=OSError(28, "No space left on device"))
+    with full_disk, pytest.raises(OSError, match="No space"):
+        save(60, keep=1)
+    assert checkpoint.newest(folder).images_seen == 10
+    # Nor does one that is written, and is not what is read back.
+    with (
+        mock.patch.object(checkpoint, "damage", return_value="rotten"),
+        pytest.raises(OSError, match="not what is read"),
+    ):
+        save(70, keep=1)
+    assert checkpoint.newest(folder).images_seen == 70
+    assert checkpoint.find(folder, "best", "checkpoint").images_seen == 10
+    # What is damaged is written anew where the same images come again.
+    truncate(folder / f"{70:012d}")
+    save(70, keep=1)
+    assert there() == [10, 30, 40, 50, 70]
+    assert not checkpoint.damage(folder / f"{70:012d}")
+    assert (folder / f"{70:012d}.corrupt").is_dir()
+
+
+def test_soak(whole, tmp_path, steps):
+    """Ten faults of four kinds, one every tenth of a long run; without --soak four."""
+    draw, count = random.Random(2), (10 if steps == SOAK_STEPS else 4)
+    with memory_disk(tmp_path / "disk", "size=6m") as disk:
+        life = Life(disk / "run", *RUN, length(steps))
+        for number, kind in enumerate(itertools.islice(itertools.cycle(["term", "damage", "disk", "kill"]), count)):
+            life.start().until_seen((number + draw.uniform(0.3, 0.7)) * 16 * steps / count)
+            if kind == "disk":
+                with full(disk):
+                    life.until_told("no checkpoint can be saved")
+                    life.process.kill()
+                    life.end(KILLED)
+                continue
+            life.process.send_signal(signal.SIGTERM if kind == "term" else signal.SIGKILL)
+            life.end(75 if kind == "term" else KILLED)
+            if kind == "damage":
+                draw.choice(DAMAGES)(life.newest())
+        life.run()
+        assert_same(whole[0], life.run_dir)
+        assert rows(life.run_dir)[-1]["progress/restarts"] == count
