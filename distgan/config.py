@@ -219,6 +219,11 @@ class EvaluationConfig:
         0.0, "latents are cut to [-truncation, truncation]; 0 is none", minimum=0, may_change=True
     )
 
+    def requires(self) -> Iterator[str]:
+        """Yields what is wrong with the combination."""
+        if self.every_kimg and not self.metrics:
+            yield f"--evaluation.every_kimg={self.every_kimg:g} needs --evaluation.metrics, which names none"
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
