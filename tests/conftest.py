@@ -94,7 +94,7 @@ def rows(run_dir):
 
 def numbers(row):
     """A row without times, speeds and memory, and without the count of restarts."""
-    varying = ("time/", "throughput/", "memory/", "progress/restarts")
+    varying = ("time/", "workers/", "throughput/", "memory/", "progress/restarts")
     return {key: value for key, value in row.items() if not key.startswith(varying)}
 
 

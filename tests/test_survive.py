@@ -50,10 +50,10 @@ class Life:
             self.process = subprocess.Popen(words, stdout=told, stderr=told, env=self.env)
         return self
 
-    def end(self, code, *texts):
+    def end(self, code, *texts, seconds=300):
         """Waits for the end, which has an exit code and says some texts; nothing is lost or twice in metrics.jsonl."""
         try:
-            self.process.wait(300)
+            self.process.wait(seconds)
         finally:
             self.process.kill()
         err = self.told.read_text()
@@ -76,7 +76,7 @@ class Life:
 
     def until(self, happened):
         """Waits, while it runs."""
-        end = time.monotonic() + 200
+        end = time.monotonic() + 600
         while not happened():
             assert self.process.poll() is None, f"it ended too early:\n{self.told.read_text()}"
             assert time.monotonic() < end, self.told.read_text()
@@ -125,7 +125,7 @@ def whole(tmp_path_factory, steps):
     """A run that nothing happens to: its directory, and what was sampled of its process."""
     life = Life(tmp_path_factory.mktemp("whole") / "run", *RUN, length(steps)).start()
     watch = Watch(life.process.pid, lambda: max(life.seen(), default=0))
-    life.end(0)
+    life.end(0, seconds=1500)
     return life.run_dir, watch.samples
 
 
@@ -168,7 +168,7 @@ def kills(run_dir, steps, count):
             time.sleep(draw.uniform(0, 0.1))
         life.process.kill()
         life.end(KILLED)
-    life.run()
+    life.start().end(0, seconds=1500)
     assert rows(run_dir)[-1]["progress/restarts"] >= count
     assert not list((run_dir / "checkpoints").glob(".tmp-*"))
 
@@ -191,7 +191,7 @@ def stops(run_dir, steps):
     life.start().until_seen(life.seen()[-1] + 160)
     life.process.send_signal(signal.SIGINT)
     life.end(75, "stopped by SIGINT at")
-    life.run("", 0, "goes on at")
+    life.start().end(0, "goes on at", seconds=1500)
 
 
 def test_one_rank_killed_and_stopped(whole, tmp_path, steps, soak):
@@ -365,7 +365,7 @@ def test_saved_at_any_number_and_restored_at_any_other(tmp_path):
     env = environment() | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
     command = [sys.executable, str(REPOSITORY / "tests" / "worlds.py")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    finish_all([subprocess.Popen([*command, str(size), tmp_path], env=env, **pipes) for size in SIZES])
+    finish_all([subprocess.Popen([*command, str(size), tmp_path], env=env, **pipes) for size in SIZES], seconds=600)
     with np.load(tmp_path / "undisturbed.npz") as undisturbed:
         for saved_at, size in itertools.product(SIZES, SIZES):
             with np.load(tmp_path / f"{saved_at}-{size}.npz") as found:
@@ -434,6 +434,6 @@ def test_soak(whole, tmp_path, steps):
             life.end(75 if kind == "term" else KILLED)
             if kind == "damage":
                 draw.choice(DAMAGES)(life.newest())
-        life.run()
+        life.start().end(0, seconds=1500)
         assert_same(whole[0], life.run_dir)
         assert rows(life.run_dir)[-1]["progress/restarts"] == count

@@ -15,7 +15,7 @@ from distgan.training.checkpoint import Checkpoint
 
 SIZES = (1, 2, 3, 4)
 STEPS = 3  # Before the save, and behind it.
-WAIT_SECONDS = 300  # For the others' saves.
+WAIT_SECONDS = 500  # For the others' saves.
 VALUES = {
     "model.width": 4,
     "train.global_batch": 12,
