@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need and runs them all. Arguments go to pytest: bash launch/test.sh -k index
+# With --soak (or --soak=N) everything is tested as a whole, which takes long: a run is killed at 30 (or N) random moments.
 # As root it installs system packages too (Debian's), and tests several hosts in network namespaces; elsewhere it says what
 # is left out. With CI=1 nothing is left out: what is missing is an error.
 set -euo pipefail
@@ -29,4 +30,15 @@ if ! PYTHONPATH=tests python -c 'import browser, sys; sys.exit(not browser.progr
   echo "launch: the tests of reports in a browser are left out: they need chromium or chromium-headless-shell" >&2
   set -- --ignore=tests/test_report_browser.py "$@"
 fi
+if [ "$(id -u)" != 0 ]; then
+  [ -z "${CI:-}" ] || missing "the tests of small disks need root"
+  echo "launch: the tests of small disks are left out: they need root" >&2
+  disks=(test_survive.py::test_disk_is_bad_for_a_while test_survive.py::test_soak test_run_dir.py::test_read_only_disk)
+  set -- "${disks[@]/#/--deselect=tests/}" "$@"
+fi
+for word; do # Else pytest would take the word behind a bare --soak for its number.
+  shift
+  [ "$word" = --soak ] && word=--soak=30
+  set -- "$@" "$word"
+done
 exec python -m pytest "$@"

@@ -68,6 +68,7 @@ def _run(options: Options, config: Config, workers: topology.Workers | None, con
     images = open_images(config)
     devices.silence(options.verbosity)
     runtime = devices.open_runtime(config, workers, control)
+    stop.take_back()
     _agree_on_versions(images, runtime)
     from distgan.training import phases
 
@@ -231,12 +232,13 @@ def _train_in(directory: RunDir | None, config: Config, images: Images, runtime:
     state.share(saved.arrays if saved else None, runtime)
     seen, total = int(state.images_seen.numpy()), configs.images(config.train.total_kimg)
     log.info("%s at %g of %g kimg in %s", "goes on" if seen else "starts", seen / 1000, total / 1000, path)
-    if seen >= total:
+    rows = JsonLines(path / "metrics.jsonl") if directory else None
+    lacking = rows is not None and loop.lacks(config, state, path, rows.last_images_seen)
+    if seen >= total and not runtime.control.gather(lacking)[0]:
         log.info("nothing left to do: raise --train.total_kimg, or choose another --run_dir")
         return
     tracker = Tracker([])
-    if directory:
-        rows = JsonLines(path / "metrics.jsonl")
+    if directory and rows:
         wandb_run = open_wandb(config.tracking, configs.flatten(config), path)
         events = TensorBoard(path / "tensorboard") if config.tracking.tensorboard else None
         sinks: list[Sink | None] = [rows, console.ProgressLine(total), wandb_run, events]
@@ -245,6 +247,7 @@ def _train_in(directory: RunDir | None, config: Config, images: Images, runtime:
     run = loop.Run(config, Reader(images, config.data, config.seed), runtime, state, directory, tracker, facts)
     if directory:
         run.best = saved.info.get("best") if saved else None
+        run.scores = dict(saved.info.get("scores", {})) if saved else {}
         run.snapshots = Snapshots(lambda: loop.snapshot(run))
         run.saver = Saver(directory.checkpoints, config.checkpoint, run.snapshots, seen if saved else -1)
         runtime.control.before_leaving = run.saver.flush

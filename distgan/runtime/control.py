@@ -116,6 +116,7 @@ class Line(Control):
         self._verdict: concurrent.futures.Future[Ended] = concurrent.futures.Future()
         self._begun: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._closing = False
+        self._full = False
         self._taken = False
         self._closed = threading.Event()
         self._heard = time.monotonic()
@@ -225,6 +226,7 @@ class Line(Control):
         except (TimeoutError, UserError) as error:
             tried = ", ".join(f"{host}:{port}" for host, port in self.addresses)
             waited = f"rank {self.rank} waited {self.limits.join_seconds:g} s for the primary at {tried}"
+            waited += ", which has all its workers: is this one there twice?" if self._full else ""
             code, text = (2, str(error)) if isinstance(error, UserError) else (1, waited)
             self._conclude(Ended(code, text))
             return
@@ -259,9 +261,13 @@ class Line(Control):
                 writer.write(encode(hello))
                 try:
                     answer = json.loads(await asyncio.wait_for(reader.readline(), 10))
+                    if answer.get("later") == self.job:
+                        self._full = True
+                        writer.close()
+                        continue
                     if answer["welcome"] == self.job:
                         return reader, writer
-                except (OSError, TimeoutError, ValueError, KeyError, TypeError):
+                except (OSError, TimeoutError, ValueError, KeyError, TypeError, AttributeError):
                     writer.close()
                 foreign += 1
                 if foreign >= 3:

@@ -97,6 +97,11 @@ class Hub:
         except (OSError, TimeoutError, ValueError, KeyError, TypeError):
             writer.close()
             return
+        if self.complete.is_set():
+            # All had come: this one was started again, before this job has ended. It waits for the next primary.
+            writer.write(encode({"later": self.job}))
+            writer.close()
+            return
         writer.write(encode({"welcome": self.job}))
         self.writers.append(writer)
         if problem := self._misfit(rank, host, hello["world_size"]):

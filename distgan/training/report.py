@@ -53,10 +53,12 @@ def report(run: Run, clock: Clock, seen: int) -> None:
     for (_, key), total, count in zip(measured_keys(config), totals, counts, strict=True):
         if count:  # A phase that comes seldom may not have come since the last row.
             values.setdefault(key, []).append(total / count)
-    seconds_per_step = clock.seconds / clock.steps
+    # A row that is made up for comes without a step; what is not known is written as null.
+    steps = clock.steps or math.nan
+    seconds_per_step = clock.seconds / steps
     rate = run.images_per_step / seconds_per_step
     # What a worker's step takes without the waiting in sums over replicas tells who the others wait for.
-    own = run.runtime.control.gather((clock.seconds - clock.waited_for_others) / clock.steps * 1000)
+    own = run.runtime.control.gather((clock.seconds - clock.waited_for_others) / steps * 1000)
     workers = {
         "workers/step_ms_fastest": min(own),
         "workers/step_ms_mean": float(np.mean(own)),
@@ -85,7 +87,7 @@ def report(run: Run, clock: Clock, seen: int) -> None:
         "throughput/images_per_second": rate,
         "throughput/images_per_second_per_replica": rate / run.runtime.topology.num_replicas,
         "time/step_ms": seconds_per_step * 1000,
-        "time/data_wait_ms": clock.waited / clock.steps * 1000,
+        "time/data_wait_ms": clock.waited / steps * 1000,
         **(workers if len(own) > 1 else {}),
         **left_out,
         **{f"memory/{key}": value for key, value in devices.memory().items()},
