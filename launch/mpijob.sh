@@ -5,6 +5,7 @@
 #   bash launch/mpijob.sh -- train --flagfile=/etc/distgan/flags.txt --run_dir=/runs/NAME
 set -euo pipefail
 host_file="${DISTGAN_HOST_FILE:-/etc/mpi/hostfile}"
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 port=2222 wait_seconds=1800 restarts=20
 
 [ $# -gt 1 ] && [ "$1" = -- ] || { echo "mpijob.sh: usage: bash launch/mpijob.sh -- train [--flags]" >&2; exit 2; }
@@ -24,12 +25,18 @@ meet() {
   done
 }
 
+# horovodrun would leave its ranks five seconds: the first worker's ranks are told instead, and all save and end together.
+stop() {
+  stopped=1
+  [ -z "$job" ] || ssh -p $port "${hosts[0]}" bash "$here/stop_ranks.sh" 100 &
+}
+
 stopped=0 job=
-trap 'stopped=1; [ -z "$job" ] || kill -TERM "$job" 2>/dev/null' TERM INT
+trap stop TERM INT
 for ((restart = 0; ; restart++)); do
   meet
   [ $stopped = 0 ] || exit 75
-  bash "$(dirname "${BASH_SOURCE[0]}")/horovod.sh" -np "$ranks" --hostfile "$host_file" -p $port --network-interfaces eth0 "$@" &
+  bash "$here/horovod.sh" -np "$ranks" --hostfile "$host_file" -p $port --network-interfaces eth0 "$@" &
   job=$!
   status=0
   wait $job || status=$?

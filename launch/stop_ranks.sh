@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tells the ranks of this pod to save and to end, and waits for it: what a worker pod does before it is stopped (preStop).
+# Tells the ranks of this pod to save and to end, and waits for it: what a worker pod does before it
+# is stopped (preStop), and what the launcher asks of it before its own end.
 #   bash launch/stop_ranks.sh SECONDS
 set -euo pipefail
 seconds="${1:?usage: bash launch/stop_ranks.sh SECONDS}"
@@ -16,7 +17,10 @@ ranks() {
 
 mapfile -t pids < <(ranks)
 [ ${#pids[@]} = 0 ] && exit 0
-kill -TERM "${pids[@]}" # Once: a second one ends a rank at once.
+for pid in "${pids[@]}"; do
+  # Once, whoever asks: a second signal ends a rank at once.
+  mkdir "${TMPDIR:-/tmp}/stopped-$pid" 2>/dev/null && kill -TERM "$pid"
+done
 end=$((SECONDS + seconds))
 while [ -n "$(ranks)" ]; do
   [ $SECONDS -lt $end ] || { echo "stop_ranks: ranks ${pids[*]} still run after $seconds s" >&2; exit 1; }

@@ -98,6 +98,18 @@ def numbers(row):
     return {key: value for key, value in row.items() if not key.startswith(varying)}
 
 
+def pytest_addoption(parser):
+    parser.addoption("--soak", action="store_true", help="run the long tests of faults too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves the long ones to `bash launch/test.sh --soak`."""
+    if not config.getoption("--soak"):
+        long = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_tensorflow():
     devices.silence(0)
