@@ -15,7 +15,6 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from distgan import errors
-from distgan.config import CheckpointConfig
 
 INSTANCE = "app.kubernetes.io/instance"
 COMPONENT = "app.kubernetes.io/component"
@@ -24,8 +23,11 @@ SSH_PORT = 2222
 CONTROL_PORT_OFFSET = 1000
 USER_HOME = "/home/distgan"
 WRITABLE = (USER_HOME, "/tmp")  # noqa: S108
-# Besides distgan's own limit for a saved run: the signal's way, the launcher's end, the log's last lines.
-GRACE_MARGIN_SECONDS = 10
+DEFAULT_GRACE_SECONDS = 30
+# Many times what writing a checkpoint was measured to take (README, "The run directory"), for slower disks.
+SAVE_SECONDS = 20
+# For the signal's way, the launcher's end, the log's last lines.
+MARGIN_SECONDS = 10
 SECRET_WORDS = re.compile(r"(api_?key|token|password|secret)", re.IGNORECASE)
 SECRET_VALUES = re.compile(r"\b[0-9a-f]{40}\b|-----BEGIN|\b(sk|ghp|hf|wandb_v1)_[A-Za-z0-9]{16,}")
 
@@ -357,19 +359,22 @@ def exit_codes(run):
 
 
 def grace(run):
-    """A pod that is deleted has the time to save."""
-    saving = float(run.flags.get("checkpoint.grace_seconds", getattr(CheckpointConfig(), "grace_seconds", 60)))
+    """A pod that is deleted has the time to end its step, to write a checkpoint, and to say so."""
+    asked = float(run.flags.get("checkpoint.grace_seconds", 0)) or DEFAULT_GRACE_SECONDS
+    least = asked + SAVE_SECONDS
     for role, pod in run.pods.items():
         seconds = pod["spec"].get("terminationGracePeriodSeconds", 30)
         hook = run.container(role).get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
-        waits = float(hook[-1]) if hook else saving
-        if waits < saving or seconds < waits + GRACE_MARGIN_SECONDS:
+        waits = int((re.findall(r"\b\d+\b", " ".join(hook)) or ["0"])[-1])
+        if seconds < max(least, waits) + MARGIN_SECONDS or 0 < waits < least:
             yield (
-                f"{role}: terminationGracePeriodSeconds {seconds} must be {GRACE_MARGIN_SECONDS} more than preStop's {waits:g}, "
-                f"and that at least the {saving:g} that distgan may take to save (--checkpoint.grace_seconds)"
+                f"{role}: terminationGracePeriodSeconds {seconds} must be {MARGIN_SECONDS} above preStop's {waits}, and both "
+                f"above {least:g}: --checkpoint.grace_seconds, and {SAVE_SECONDS} to write a checkpoint"
             )
     if run.kind == "MPIJob" and not run.container("worker").get("lifecycle", {}).get("preStop"):
         yield "worker: no preStop: the ranks are sshd's children, and would not be told of the pod's end"
+    if run.kind == "MPIJob" and "checkpoint.grace_seconds" not in run.flags:
+        yield "launcher: --checkpoint.grace_seconds is not set: under horovodrun it is 2"
 
 
 def probes(run):

@@ -2,8 +2,9 @@
 # Tells the ranks of this pod to save and to end, and waits for it: what a worker pod does before it
 # is stopped (preStop), and what the launcher asks of it before its own end.
 #   bash launch/stop_ranks.sh SECONDS
+#   bash launch/stop_ranks.sh SECONDS --wait     tells them nothing: elastic ranks of other pods go on when these are gone
 set -euo pipefail
-seconds="${1:?usage: bash launch/stop_ranks.sh SECONDS}"
+seconds="${1:?usage: bash launch/stop_ranks.sh SECONDS [--wait]}"
 
 # Prints the process numbers of `python .../distgan train ...`: not of the shells around them, whose words hold the same text.
 ranks() {
@@ -17,10 +18,7 @@ ranks() {
 
 mapfile -t pids < <(ranks)
 [ ${#pids[@]} = 0 ] && exit 0
-for pid in "${pids[@]}"; do
-  # Once, whoever asks: a second signal ends a rank at once.
-  mkdir "${TMPDIR:-/tmp}/stopped-$pid" 2>/dev/null && kill -TERM "$pid"
-done
+[ "${2:-}" = --wait ] || kill -TERM "${pids[@]}" 2>/dev/null || true
 end=$((SECONDS + seconds))
 while [ -n "$(ranks)" ]; do
   [ $SECONDS -lt $end ] || { echo "stop_ranks: ranks ${pids[*]} still run after $seconds s" >&2; exit 1; }

@@ -11,11 +11,14 @@ from distgan import config as configs
 from distgan import presets
 from distgan.config import Config, option
 from distgan.data.source import Description, Images
-from distgan.errors import Exit, UserError
+from distgan.errors import Diverged, Exit, UserError
 from distgan.runtime import devices, topology
+from distgan.runtime.control import Control
 from distgan.tracking import console
 from distgan.tracking.console import log
 from distgan.training.run_dir import RunDir, read_config, versions
+from distgan.training.saving import Saver, Snapshots
+from distgan.training.stopping import Stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +50,20 @@ def run(options: Options) -> int:
         console.log_to(Path(config.run_dir) / ("log.txt" if primary else f"log.{workers.rank}.txt"))
     if workers and workers.strategy == "horovod":
         devices.silence(options.verbosity)
-    control = devices.connect(config, workers)
-    with control.together():
-        _run(options, config, workers, control)
+    with Stop(Control(), _grace_seconds(config, workers)).watching() as stop:
+        stop.control = control = devices.connect(config, workers)
+        with control.together():
+            _run(options, config, workers, control, stop)
     return 0
 
 
-def _run(options: Options, config: Config, workers: topology.Workers | None, control: Any) -> None:
+def _grace_seconds(config: Config, workers: topology.Workers | None) -> float:
+    """Little under horovodrun, which kills its workers 4.5 s after it is told to stop."""
+    by_horovodrun = workers is not None and workers.strategy == "horovod"
+    return config.checkpoint.grace_seconds or (2 if by_horovodrun else 30)
+
+
+def _run(options: Options, config: Config, workers: topology.Workers | None, control: Control, stop: Stop) -> None:
     config = _agree_on_config(options, config, control)
     images = open_images(config)
     devices.silence(options.verbosity)
@@ -72,7 +82,7 @@ def _run(options: Options, config: Config, workers: topology.Workers | None, con
     if options.dry_run:
         describe(config, images, runtime)
     else:
-        _train(config, images, runtime)
+        _train(config, images, runtime, stop)
     runtime.close()
 
 
@@ -173,7 +183,7 @@ def describe(config: Config, images: Images, runtime: Any) -> None:
     print(f"estimated memory of a replica: {sum(memory.values()) / 2**20:.1f} MiB ({parts})")
 
 
-def _train(config: Config, images: Images, runtime: Any) -> None:
+def _train(config: Config, images: Images, runtime: Any, stop: Stop) -> None:
     from distgan.training import checkpoint
     from distgan.training.state import build_state
 
@@ -184,7 +194,7 @@ def _train(config: Config, images: Images, runtime: Any) -> None:
         _start_from(config, state)
     directory = RunDir(Path(config.run_dir), config, images.fingerprint) if primary else None
     try:
-        _train_in(directory, config, images, runtime, state)
+        _train_in(directory, config, images, runtime, state, stop)
     finally:
         if directory:
             directory.close()
@@ -207,7 +217,7 @@ def _start_from(config: Config, state: Any) -> None:
         raise UserError(f"--init_from={config.init_from} has other networks: {error}") from None
 
 
-def _train_in(directory: RunDir | None, config: Config, images: Images, runtime: Any, state: Any) -> None:
+def _train_in(directory: RunDir | None, config: Config, images: Images, runtime: Any, state: Any, stop: Stop) -> None:
     from distgan.data.pipeline import Reader
     from distgan.tracking.tracker import JsonLines, Sink, Tracker
     from distgan.tracking.wandb_run import open_wandb
@@ -216,29 +226,54 @@ def _train_in(directory: RunDir | None, config: Config, images: Images, runtime:
     path, alone = Path(config.run_dir), runtime.topology.world_size == 1
     if alone:
         console.log_to(path / "log.txt")
-    with loop.Stop().watching() as stop:
-        saved = checkpoint.newest(directory.checkpoints) if directory else None
-        state.share(saved.arrays if saved else None, runtime)
-        seen, total = int(state.images_seen.numpy()), configs.images(config.train.total_kimg)
-        log.info("%s at %g of %g kimg in %s", "goes on" if seen else "starts", seen / 1000, total / 1000, path)
-        if seen >= total:
-            log.info("nothing left to do: raise --train.total_kimg, or choose another --run_dir")
-            return
-        tracker = Tracker([])
-        if directory:
-            rows = JsonLines(path / "metrics.jsonl")
-            wandb_run = open_wandb(config.tracking, configs.flatten(config), path)
-            sinks: list[Sink | None] = [rows, console.ProgressLine(total), wandb_run]
-            tracker = Tracker([sink for sink in sinks if sink], rows.last_images_seen)
-        exit_code = 1
-        try:
-            loop.train(
-                loop.Run(config, Reader(images, config.data, config.seed), runtime, state, directory, tracker), stop
-            )
-            exit_code = 0
-        except Exit as error:
-            exit_code = error.code
-            raise
-        finally:
-            tracker.close(exit_code)
+    saved = checkpoint.newest(directory.checkpoints, repair=True) if directory else None
+    state.share(saved.arrays if saved else None, runtime)
+    seen, total = int(state.images_seen.numpy()), configs.images(config.train.total_kimg)
+    log.info("%s at %g of %g kimg in %s", "goes on" if seen else "starts", seen / 1000, total / 1000, path)
+    if seen >= total:
+        log.info("nothing left to do: raise --train.total_kimg, or choose another --run_dir")
+        return
+    tracker = Tracker([])
+    if directory:
+        rows = JsonLines(path / "metrics.jsonl")
+        wandb_run = open_wandb(config.tracking, configs.flatten(config), path)
+        sinks: list[Sink | None] = [rows, console.ProgressLine(total), wandb_run]
+        tracker = Tracker([sink for sink in sinks if sink], rows.last_images_seen)
+    facts = _facts(config, images, state.description, runtime.topology, directory)
+    run = loop.Run(config, Reader(images, config.data, config.seed), runtime, state, directory, tracker, facts)
+    if directory:
+        run.best = saved.info.get("best") if saved else None
+        run.snapshots = Snapshots(lambda: loop.snapshot(run))
+        run.saver = Saver(directory.checkpoints, config.checkpoint, run.snapshots, seen if saved else -1)
+        runtime.control.before_leaving = run.saver.flush
+    exit_code = 1
+    try:
+        loop.train(run, stop)
+        exit_code = 0
+    except Exit as error:
+        exit_code = error.code
+        raise
+    finally:
+        runtime.control.release()
+        # What other workers' ends have cut off is not lost; what diverged is not kept.
+        if run.saver and exit_code != Diverged.code:
+            run.saver.flush()
+        tracker.close(exit_code)
     log.info("done: %g kimg, samples in %s", total / 1000, path / "samples")
+
+
+def _facts(
+    config: Config, images: Images, description: Description, place: topology.Topology, directory: RunDir | None
+) -> dict[str, Any]:
+    """What explains a checkpoint besides its images seen."""
+    return {
+        **dataclasses.asdict(description),
+        "num_images": images.num_images,
+        "data_fingerprint": images.fingerprint,
+        "strategy": place.strategy,
+        "world_size": place.world_size,
+        "num_replicas": place.num_replicas,
+        "versions": versions(),
+        "config": configs.flatten(config),
+        "wandb_run_id": directory.wandb_run_id() if directory else None,
+    }

@@ -21,16 +21,18 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from distgan.errors import Ended, Exit, UserError
+from distgan.errors import Ended, Exit, Stopped, UserError
 from distgan.runtime.hub import BEAT_SECONDS, LARGEST_MESSAGE, PATIENCE, Hub, Limits, Position, encode
 
 log = logging.getLogger("distgan")
 
 _GRACE_SECONDS = 5.0  # From the end of all to this process' own, where its main thread is stuck in a collective.
+_FORCED_SECONDS = 1.0  # The same, where a signal's time is up.
+_PRIMARY_SECONDS = 30.0  # How long the others stay for the primary to end.
 _STRAGGLERS_SECONDS = 30.0  # How long a primary that fails early stays to tell those who have yet to come.
 
 
@@ -67,6 +69,8 @@ class Heartbeat:
 class Control:
     """A lone worker's line: it gathers what it has, and nobody waits for it."""
 
+    before_leaving: Callable[[], None] = staticmethod(lambda: None)
+    """Called where the process ends without its main thread: saves what can be saved."""
     heartbeat: Heartbeat | None = None
 
     def gather(self, value: Any) -> list[Any]:
@@ -98,6 +102,16 @@ class Control:
             if ended is error:
                 raise
             raise ended from None
+
+    def release(self) -> None:
+        """From here on the main thread ends the process, in its own time: what waits in it has a limit of its own."""
+
+    def force(self, text: str) -> None:
+        """From any thread: ends all workers as stopped, whatever their main threads are doing."""
+        self.before_leaving()
+        _speak(Ended(Stopped.code, text))
+        logging.shutdown()
+        os._exit(Stopped.code)
 
     def close(self) -> None:
         """Leaves in peace."""
@@ -159,10 +173,16 @@ class Line(Control):
         if self._verdict.done():
             raise self._end()
 
+    def release(self) -> None:
+        self._taken = True
+
     def fail(self, error: BaseException) -> BaseException:
         self._taken = True
         verdict = error if isinstance(error, Ended) else self._report(error)
         _speak(verdict)
+        if self.rank and time.monotonic() - self._heard < 3 * BEAT_SECONDS:
+            # Launchers kill the rest once one has left, and the primary may have something to upload.
+            self._closed.wait(_PRIMARY_SECONDS)
         if self._hub and not self._begun.done():
             self._hub.complete.wait(min(self.limits.join_seconds, _STRAGGLERS_SECONDS))
         return verdict
@@ -181,6 +201,13 @@ class Line(Control):
             return self._verdict.result(timeout=2 * _GRACE_SECONDS)
         except concurrent.futures.TimeoutError:
             return Ended(code, text, spoken=False)
+
+    def force(self, text: str) -> None:
+        self._send({"fail": {"urgency": 0, "code": Stopped.code, "text": text}})
+        with contextlib.suppress(concurrent.futures.TimeoutError):
+            self._verdict.result(_FORCED_SECONDS)
+            return
+        self._conclude(Ended(Stopped.code, text))
 
     def close(self) -> None:
         if not self._verdict.done():
@@ -310,9 +337,11 @@ class Line(Control):
         threading.Thread(target=self._leave, args=(verdict,), daemon=True).start()
 
     def _leave(self, verdict: Ended) -> None:
-        time.sleep(_GRACE_SECONDS)
+        # A forced end comes after the main thread had its time.
+        time.sleep(_FORCED_SECONDS if verdict.code == Stopped.code else _GRACE_SECONDS)
         if self._taken or self._closing:
             return
+        self.before_leaving()
         _speak(verdict)
         logging.shutdown()
         os._exit(verdict.code)
