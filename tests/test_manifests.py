@@ -80,8 +80,21 @@ def test_overlays_render_and_are_valid(overlay):
 
 
 def test_storage_is_valid():
-    for each in yaml.safe_load_all(_kustomize(REPOSITORY / "k8s" / "storage")):
+    folder = REPOSITORY / "k8s" / "storage"
+    claims = list(yaml.safe_load_all(_kustomize(folder)))
+    pod = yaml.safe_load((folder / "files.yaml").read_text())
+    for each in [*claims, pod]:
         validate(each)
+    used = {
+        each["persistentVolumeClaim"]["claimName"] for each in pod["spec"]["volumes"] if "persistentVolumeClaim" in each
+    }
+    assert used == {each["metadata"]["name"] for each in claims}
+    # The same manners as the runs' pods.
+    worker = next(each for each in objects("single") if each["kind"] == "Job")["spec"]["template"]["spec"]
+    for key in ("runAsNonRoot", "runAsUser", "runAsGroup", "fsGroup", "seccompProfile"):
+        assert pod["spec"]["securityContext"][key] == worker["securityContext"][key]
+    assert pod["spec"]["containers"][0]["securityContext"] == worker["containers"][0]["securityContext"]
+    assert pod["spec"]["automountServiceAccountToken"] is False
 
 
 def test_schemas_refuse_what_the_types_do_not_have():
