@@ -219,6 +219,11 @@ class EvaluationConfig:
         0.0, "latents are cut to [-truncation, truncation]; 0 is none", minimum=0, may_change=True
     )
 
+    def requires(self) -> Iterator[str]:
+        """Yields what is wrong with the combination."""
+        if self.every_kimg and not self.metrics:
+            yield f"--evaluation.every_kimg={self.every_kimg:g} needs --evaluation.metrics, which names none"
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
@@ -318,6 +323,7 @@ class TrackingConfig:
     )
     wandb_project: str = option("distgan", "project of the W&B run", may_change=True)
     wandb_entity: str = option("", "user or team of the W&B run; empty is the key's own", may_change=True)
+    tensorboard: bool = option(False, "TensorBoard's event files too, in RUN_DIR/tensorboard", may_change=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,13 +10,13 @@ ruff format --check .
 mypy
 
 lacks=()
-for program in g++ cmake ssh /usr/sbin/sshd ip tini; do
+for program in g++ cmake ssh /usr/sbin/sshd ip tini chromium-headless-shell; do
   command -v "$program" >/dev/null || lacks+=("$program")
 done
 if [ ${#lacks[@]} != 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "launch: installing ${lacks[*]}" >&2
   apt-get -qq update >&2
-  DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends g++ cmake openssh-client openssh-server iproute2 tini >/dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends g++ cmake openssh-client openssh-server iproute2 tini chromium-headless-shell >/dev/null
 fi
 python -c 'import horovod.tensorflow' 2>/dev/null || VIRTUAL_ENV="$PWD/.venv" bash launch/install_horovod.sh
 
@@ -34,4 +34,5 @@ ignored=()
 leave_out "$(PYTHONPATH=tests python -c 'import hosts; print(", ".join(hosts.missing()))')" tests/test_hosts.py
 leave_out "$(command -v kubectl >/dev/null || echo kubectl)" tests/test_manifests.py tests/test_launch_kubernetes.py
 leave_out "$(PYTHONPATH=tests python -c 'import hosts, pods; print(", ".join(hosts.missing(pods.NEEDED)))')" tests/test_pods.py tests/test_image.py
+leave_out "$(PYTHONPATH=tests python -c 'import browser; print("" if browser.program() else "chromium or chromium-headless-shell")')" tests/test_report_browser.py
 exec python -m pytest "${ignored[@]}" "$@"

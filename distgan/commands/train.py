@@ -219,6 +219,7 @@ def _start_from(config: Config, state: Any) -> None:
 
 def _train_in(directory: RunDir | None, config: Config, images: Images, runtime: Any, state: Any, stop: Stop) -> None:
     from distgan.data.pipeline import Reader
+    from distgan.tracking.tensorboard import TensorBoard
     from distgan.tracking.tracker import JsonLines, Sink, Tracker
     from distgan.tracking.wandb_run import open_wandb
     from distgan.training import checkpoint, loop
@@ -237,7 +238,8 @@ def _train_in(directory: RunDir | None, config: Config, images: Images, runtime:
     if directory:
         rows = JsonLines(path / "metrics.jsonl")
         wandb_run = open_wandb(config.tracking, configs.flatten(config), path)
-        sinks: list[Sink | None] = [rows, console.ProgressLine(total), wandb_run]
+        events = TensorBoard(path / "tensorboard") if config.tracking.tensorboard else None
+        sinks: list[Sink | None] = [rows, console.ProgressLine(total), wandb_run, events]
         tracker = Tracker([sink for sink in sinks if sink], rows.last_images_seen)
     facts = _facts(config, images, state.description, runtime.topology, directory)
     run = loop.Run(config, Reader(images, config.data, config.seed), runtime, state, directory, tracker, facts)
