@@ -28,12 +28,15 @@ FLAGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(total, path):
     """The weights of one process' run."""
-    path = tmp_path_factory.mktemp("alone") / "run"
-    distgan("train", *FLAGS, f"--run_dir={path}")
+    distgan("train", *FLAGS, f"--train.total_kimg={total / 1000}", f"--run_dir={path}")
     return checkpoint.newest(path / "checkpoints").arrays
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return alone(TOTAL, tmp_path_factory.mktemp("alone") / "run")
 
 
 @pytest.fixture
@@ -73,14 +76,14 @@ def probe(pod, name):
     return pod.execute(pod.container[name]["exec"]["command"]) == 0
 
 
-def check_run(cluster, alone, starts):
+def check_run(cluster, expected, total, starts):
     """The run on the claim is whole, and is the run of one process."""
     path = cluster.claim("distgan-runs") / "digits"
-    assert [row["progress/images_seen"] for row in rows(path)] == list(range(640, TOTAL + 1, 640))
+    assert [row["progress/images_seen"] for row in rows(path)] == list(range(640, total + 1, 640))
     assert len(json.loads((path / "config.json").read_text())["starts"]) == starts
     arrays = checkpoint.newest(path / "checkpoints").arrays
-    assert arrays.keys() == alone.keys()
-    for name, array in alone.items():
+    assert arrays.keys() == expected.keys()
+    for name, array in expected.items():
         np.testing.assert_allclose(arrays[name], array, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
@@ -93,7 +96,7 @@ def action(job, code, disrupted):
     return "Count"
 
 
-def test_multiworker(cluster, alone):
+def test_multiworker(cluster, undisturbed):
     objects, job = rendered("multiworker")
     cluster.apply(objects)
     [service] = [each for each in objects if each["kind"] == "Service"]
@@ -117,7 +120,7 @@ def test_multiworker(cluster, alone):
     pods = [start(index) for index in range(count)]
     for pod in pods:
         assert pod.wait(180) == 0, pod.log.read_text()
-    check_run(cluster, alone, starts=2)
+    check_run(cluster, undisturbed, TOTAL, starts=2)
     assert {path.name for path in (cluster.claim("distgan-runs") / "digits").glob("log*")} == {"log.txt", "log.1.txt"}
 
 
@@ -168,7 +171,7 @@ class MpiJob:
         return self.cluster.start(name, template, names, {"K_MPI_JOB_ROLE": "worker"}, self.mounts)
 
 
-def test_horovod(cluster, alone):
+def test_horovod(cluster, undisturbed):
     job = MpiJob(cluster, *rendered("horovod"))
     wait_until(lambda: saved(cluster), [*job.workers, job.launcher])
     _, seconds = job.workers[1].delete()
@@ -181,7 +184,7 @@ def test_horovod(cluster, alone):
     code = job.launcher.wait(240)
     assert code == 0, job.launcher.log.read_text()
     assert "exit code 75: starting it again" in job.launcher.log.read_text()
-    check_run(cluster, alone, starts=2)
+    check_run(cluster, undisturbed, TOTAL, starts=2)
 
 
 def test_horovod_stopped_and_mistaken(cluster):
@@ -202,21 +205,33 @@ def test_horovod_stopped_and_mistaken(cluster):
 
 
 @pytest.mark.soak
-def test_horovod_elastic(cluster, alone):
-    """A worker is deleted and comes again, and the launcher and the other worker go on meanwhile."""
-    flags = [*FLAGS, f"--train.total_kimg={2 * TOTAL / 1000}"]
+def test_horovod_elastic(cluster):
+    """A worker is deleted, the other goes on, its successor joins; the whole job is deleted, and goes on to the end."""
+    log = cluster.claim("distgan-runs") / "digits" / "log.txt"
     words = ["--min_ranks=1", "--max_ranks=3"]
-    job = MpiJob(cluster, *rendered("horovod-elastic", *words, flags=flags))
-    wait_until(lambda: saved(cluster), [*job.workers, job.launcher])
-    job.workers[1].delete()
+    job = MpiJob(cluster, *rendered("horovod-elastic", *words, flags=[*FLAGS, "--train.total_kimg=100000"]))
+
+    def goes_on(workers, seen):
+        wait_until(lambda: saved(cluster) > seen + 1280, [*workers, job.launcher])
+        batches = [line for line in log.read_text().splitlines() if "global batch" in line]
+        assert f"= {len(workers)} replicas" in batches[-1]
+
+    goes_on(job.workers, 0)
+    code, seconds = job.workers[1].delete()
+    # Its rank trained on as long as its pod might.
+    assert seconds < job.workers[1].spec["terminationGracePeriodSeconds"], code
     job.discover([0])
-    lost_at = saved(cluster)
-    wait_until(lambda: saved(cluster) > lost_at + 2560, [job.workers[0], job.launcher])
-    before = saved(cluster)
+    goes_on(job.workers[:1], saved(cluster))
     successor = job.worker(1)
     job.discover([0, 1])
-    wait_until(lambda: saved(cluster) > before + 2560, [job.workers[0], successor, job.launcher])
-    code = job.launcher.wait(300)
-    assert code == 0, job.launcher.log.read_text()
-    path = cluster.claim("distgan-runs") / "digits"
-    assert [row["progress/images_seen"] for row in rows(path)] == list(range(640, 2 * TOTAL + 1, 640))
+    wait_until(lambda: log.read_text().count("= 2 replicas") == 2, [job.workers[0], successor, job.launcher])
+    goes_on([job.workers[0], successor], saved(cluster))
+    code, _ = job.launcher.delete()
+    assert code == 75, job.launcher.log.read_text()
+    for each in (job.workers[0], successor):
+        each.delete()
+    total = saved(cluster) // 640 * 640 + 1280
+    flags = [*FLAGS, f"--train.total_kimg={total / 1000}"]
+    job = MpiJob(cluster, *rendered("horovod-elastic", *words, flags=flags))
+    assert job.launcher.wait(120) == 0, job.launcher.log.read_text()
+    check_run(cluster, alone(total, cluster.folder / "alone"), total, starts=2)
