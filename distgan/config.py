@@ -291,6 +291,9 @@ class RuntimeConfig:
         may_change=True,
     )
     check_desync: bool = option(True, "compare all workers' weights at each report, bit by bit", may_change=True)
+    heartbeat: str = option(
+        "", "file that is touched each second while the worker gets on, for a cluster's probe", may_change=True
+    )
     profile_steps: str = option("", "FIRST:LAST steps to trace for TensorBoard's profiler, as 100:110", may_change=True)
 
     def profile_range(self) -> range:

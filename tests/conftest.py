@@ -109,6 +109,14 @@ def soak(request):
     return request.config.getoption("--soak")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leaves the long ones to `bash launch/test.sh --soak`."""
+    if not config.getoption("--soak"):
+        long = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_tensorflow():
     devices.silence(0)

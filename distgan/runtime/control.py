@@ -22,10 +22,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from distgan.errors import Ended, Exit, Stopped, UserError
-from distgan.runtime.hub import BEAT_SECONDS, LARGEST_MESSAGE, Hub, Limits, Position, encode
+from distgan.runtime.hub import BEAT_SECONDS, LARGEST_MESSAGE, PATIENCE, Hub, Limits, Position, encode
 
 log = logging.getLogger("distgan")
 
@@ -35,11 +36,42 @@ _PRIMARY_SECONDS = 30.0  # How long the others stay for the primary to end.
 _STRAGGLERS_SECONDS = 30.0  # How long a primary that fails early stays to tell those who have yet to come.
 
 
+class Heartbeat:
+    """A file whose time of change is now while this worker is alive and gets on."""
+
+    def __init__(self, path: str, limits: Limits):
+        """Begins to touch the file.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        self._path, self._limits = Path(path), limits
+        # The start is what the others are waited for, or what is built before the first step.
+        self._until = time.monotonic() + limits.join_seconds + PATIENCE * limits.hang_seconds
+        try:
+            self._path.touch()
+        except OSError as error:
+            raise UserError(f"--runtime.heartbeat={path} cannot be written: {error.strerror}") from None
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def at(self, patient: bool) -> None:
+        """Notes that the worker begins something else; see `Control.at`."""
+        self._until = time.monotonic() + self._limits.hang_seconds * (PATIENCE if patient else 1)
+
+    def _beat(self) -> None:
+        while True:
+            if time.monotonic() < self._until:
+                with contextlib.suppress(OSError):
+                    self._path.touch()
+            time.sleep(BEAT_SECONDS)
+
+
 class Control:
     """A lone worker's line: it gathers what it has, and nobody waits for it."""
 
     before_leaving: Callable[[], None] = staticmethod(lambda: None)
     """Called where the process ends without its main thread: saves what can be saved."""
+    heartbeat: Heartbeat | None = None
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every worker (as JSON carries it), by rank; all workers call it at the same places."""
@@ -53,6 +85,8 @@ class Control:
           step: passes over the phases so far.
           patient: whether this may take `PATIENCE` times as long as a step.
         """
+        if self.heartbeat:
+            self.heartbeat.at(patient)
 
     def fail(self, error: BaseException) -> BaseException:
         """What this worker ends with, once an error ended it or another worker did."""
@@ -134,6 +168,7 @@ class Line(Control):
         return self._wait(answer)
 
     def at(self, doing: str, step: int, patient: bool = False) -> None:
+        super().at(doing, step, patient)
         now = self._position
         self._position = dataclasses.replace(now, doing=doing, step=step, patient=patient, changes=now.changes + 1)
         if self._verdict.done():

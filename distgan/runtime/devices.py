@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.runtime import topology
-from distgan.runtime.control import Control, Deadline, Line, listen
+from distgan.runtime.control import Control, Deadline, Heartbeat, Line, listen
 from distgan.runtime.hub import Limits
 
 if TYPE_CHECKING:
@@ -29,10 +29,17 @@ def connect(config: Config, workers: topology.Workers | None) -> Control:
     Call it before anything that may go wrong, so that one worker's error reaches all.
 
     Raises:
-      UserError: the line's port is in use, or Horovod is not installed.
+      UserError: the line's port is in use, --runtime.heartbeat cannot be written, or Horovod is not installed.
       Ended: not all workers came.
     """
-    limits = _limits(config)
+    limits, path = _limits(config), config.runtime.heartbeat
+    heartbeat = Heartbeat(path, limits) if path else None
+    control = _connect(config, workers, limits)
+    control.heartbeat = heartbeat
+    return control
+
+
+def _connect(config: Config, workers: topology.Workers | None, limits: Limits) -> Control:
     if workers is None or config.strategy not in ("auto", workers.strategy):
         return Control()
     port = config.runtime.control_port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,14 @@ from distgan.runtime.topology import Topology
 def multi_worker_strategy(topology: Topology, num_gpus: int, limits: Limits) -> tf.distribute.Strategy:
     """MultiWorkerMirroredStrategy with the replicas of a topology; waits for the other workers."""
     _limit_coordination(topology, limits)
+    try:
+        return _strategy(topology, num_gpus)
+    finally:
+        # TensorFlow's server answers SIGTERM from now on, and tells nobody: Python answers it again.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def _strategy(topology: Topology, num_gpus: int) -> tf.distribute.Strategy:
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(topology.addresses)}),
         task_type="worker",
