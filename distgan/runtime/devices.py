@@ -8,13 +8,13 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.runtime import topology
-from distgan.runtime.control import Control, Deadline, Line, listen
+from distgan.runtime.control import Control, Deadline, Group, Line, listen
 from distgan.runtime.hub import Limits
 
 if TYPE_CHECKING:
@@ -45,7 +45,26 @@ def connect(config: Config, workers: topology.Workers | None) -> Control:
     port = port or int(own) + _CONTROL_PORT_OFFSET
     server = listen(port) if workers.rank == 0 else None
     job = hashlib.sha256(",".join(workers.addresses).encode()).hexdigest()[:16]
-    return Line(job, workers.rank, len(workers.addresses), limits, [(host, port)], server)
+    return Line(job, workers.rank, len(workers.addresses), limits, [(host, port)], server).join()
+
+
+def in_groups(config: Config, workers: topology.Workers | None, work: Callable[[Group], None]) -> None:
+    """Calls `work` with the workers of a run; with each group of them where they are elastic.
+
+    What ends it on one worker ends it on all, with one message and one exit code.
+
+    Raises:
+      UserError, Ended: see `connect`.
+    """
+    if workers and workers.elastic and config.strategy in ("auto", workers.strategy):
+        _set_devices(config, workers)
+        from distgan.runtime import elastic
+
+        elastic.run(work, workers, _limits(config), config.runtime.control_port)
+        return
+    control = connect(config, workers)
+    with control.together():
+        work(Group(workers, control))
 
 
 def _limits(config: Config) -> Limits:
@@ -90,6 +109,14 @@ def open_runtime(config: Config, workers: topology.Workers | None = None, contro
         devices = tf.config.list_logical_devices("GPU" if gpus else "CPU")
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
     return DistributedRuntime(chosen, control, strategy)
+
+
+def regroup(runtime: Runtime, group: Group) -> Runtime:
+    """The same runtime in another group."""
+    from distgan.runtime.horovod import HorovodRuntime
+
+    assert isinstance(runtime, HorovodRuntime) and group.workers
+    return runtime.regrouped(group.workers, group.control)
 
 
 def _check_port(chosen: topology.Topology) -> None:

@@ -6,6 +6,7 @@ know Keras 3 and go wrong without a word (the optimizer applies local gradients)
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import socket
 from collections.abc import Sequence
@@ -45,16 +46,16 @@ def connect(workers: Workers, limits: Limits, port: int) -> Control:
         if workers.rank == 0:
             try:
                 server = control.listen(port)
-                here = (secrets.token_hex(8), [(host, server.getsockname()[1]) for host in _own_addresses()])
+                here = (secrets.token_hex(8), [(host, server.getsockname()[1]) for host in own_addresses()])
             except UserError as error:
                 problem = str(error)
         found, problem = hvd.broadcast_object((here, problem), root_rank=0, name="control")
     if problem:
         raise UserError(problem)
-    return Line(found[0], workers.rank, workers.world_size, limits, found[1], server)
+    return Line(found[0], workers.rank, workers.world_size, limits, found[1], server).join()
 
 
-def _own_addresses() -> list[str]:
+def own_addresses() -> list[str]:
     """Names and numbers by which other workers may reach this host, the loopback last."""
     numbers = [
         each.address
@@ -73,6 +74,15 @@ class HorovodRuntime(Runtime):
         super().__init__(topology, line)
         self.compression = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
         self.groups = groups
+
+    def regrouped(self, workers: Workers, line: Control) -> HorovodRuntime:
+        """The same among other workers."""
+        place = dataclasses.replace(
+            self.topology, num_replicas=workers.world_size, rank=workers.rank, world_size=workers.world_size
+        )
+        other = HorovodRuntime(place, line, groups=self.groups)
+        other.compression = self.compression
+        return other
 
     def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
         with self.timing(tensors) as timed:

@@ -53,6 +53,8 @@ class Run:
     tracker: Tracker
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     """Of the last evaluation, for the next row."""
+    snapshot: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """The state to which elastic workers go back when they lose one."""
 
     @property
     def path(self) -> Path:
@@ -186,6 +188,10 @@ def train(run: Run, stop: Stop) -> None:
             control.gather(None)
             name = next(name for name in signals if name)
             raise Stopped(f"stopped by {name} at {seen / 1000:g} kimg, saved; start it again to go on")
+        if control.elastic:
+            # What is due at this count is done by all.
+            run.snapshot = run.state.arrays()
+            control.regroup_if_told()
         marks = [seen // interval * interval + interval for interval, _ in every] + profile.marks(step)
         steps = min(math.ceil((min(*marks, total) - seen) / run.images_per_step), *limits)
         # Steps with other phases are compiled when they first come.
