@@ -220,6 +220,26 @@ class CheckpointConfig:
 
     every_kimg: float = option(10.0, "images between two checkpoints", above=0, may_change=True)
     keep: int = option(3, "newest checkpoints to keep", minimum=1, may_change=True)
+    snapshot_kimg: float = option(
+        0.0,
+        "images between two copies of the state in memory, which a stop in the midst of a step saves; 0 is as often as 2 % of "
+        "the time allow",
+        minimum=0,
+        may_change=True,
+    )
+    on_error: str = option(
+        "continue",
+        "what a full or failing disk comes to: train on and try again at the next save, or stop",
+        choices=("continue", "fail"),
+        may_change=True,
+    )
+    grace_seconds: float = option(
+        0.0,
+        "how long after SIGTERM a step may take to end before the last copy in memory is saved instead; 0 is 30, or 2 under "
+        "horovodrun, which kills its workers after 4.5",
+        minimum=0,
+        may_change=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,16 +21,16 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from distgan.errors import Ended, Exit, Regroup, UserError
+from distgan.errors import Ended, Exit, Regroup, Stopped, UserError
 from distgan.runtime.hub import BEAT_SECONDS, LARGEST_MESSAGE, Hub, Limits, Position, encode
-from distgan.runtime.topology import Workers
 
 log = logging.getLogger("distgan")
 
 _GRACE_SECONDS = 5.0  # From the end of all to this process' own, where its main thread is stuck in a collective.
+_FORCED_SECONDS = 1.0  # The same, where a signal's time is up.
 _STRAGGLERS_SECONDS = 30.0  # How long a primary that fails early stays to tell those who have yet to come.
 
 
@@ -39,6 +39,8 @@ class Control:
 
     elastic = False
     """Whether the loss of a worker means `Regroup` for the others, and not the end."""
+    before_leaving: Callable[[], None] = staticmethod(lambda: None)
+    """Called where the process ends without its main thread: saves what can be saved."""
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every worker (as JSON carries it), by rank; all workers call it at the same places."""
@@ -53,8 +55,9 @@ class Control:
           patient: whether this may take `PATIENCE` times as long as a step.
         """
 
-    def regroup_if_told(self) -> None:
-        """Raises `Regroup` in all elastic workers alike, once their launcher adds or removes some; all call it."""
+    def changes(self) -> bool:
+        """Whether the launcher adds or removes elastic workers, so that all are to `Regroup`; all call it at the same places."""
+        return False
 
     def fail(self, error: BaseException) -> BaseException:
         """What this worker ends with, once an error ended it or another worker did."""
@@ -71,6 +74,13 @@ class Control:
                 raise
             raise ended from None
 
+    def force(self, text: str) -> None:
+        """From any thread: ends all workers as stopped, whatever their main threads are doing."""
+        self.before_leaving()
+        _speak(Ended(Stopped.code, text))
+        logging.shutdown()
+        os._exit(Stopped.code)
+
     def close(self) -> None:
         """Leaves in peace."""
 
@@ -79,7 +89,8 @@ class Control:
 class Group:
     """Workers that train together, seen from one of them: until the end, or among elastic ones until one comes or goes."""
 
-    workers: Workers | None
+    workers: Any
+    """`topology.Workers`, or None where no launcher has started any."""
     control: Control
     reason: str = ""
     """Why there is a new group; empty in a process' first."""
@@ -176,6 +187,14 @@ class Line(Control):
             return self._verdict.result(timeout=2 * _GRACE_SECONDS)
         except concurrent.futures.TimeoutError:
             return Ended(code, text, spoken=False)
+
+    def force(self, text: str) -> None:
+        self._send({"fail": {"urgency": 0, "code": Stopped.code, "text": text}})
+        with contextlib.suppress(concurrent.futures.TimeoutError):
+            if isinstance(self._verdict.result(_FORCED_SECONDS), Regroup):
+                super().force(text)
+            return
+        self._conclude(Ended(Stopped.code, text))
 
     def close(self) -> None:
         if not self._verdict.done():
@@ -316,9 +335,11 @@ class Line(Control):
             threading.Thread(target=self._leave, args=(verdict,), daemon=True).start()
 
     def _leave(self, verdict: Ended) -> None:
-        time.sleep(_GRACE_SECONDS)
+        # A forced end comes after the main thread had its time.
+        time.sleep(_FORCED_SECONDS if verdict.code == Stopped.code else _GRACE_SECONDS)
         if self._taken or self._closing:
             return
+        self.before_leaving()
         _speak(verdict)
         logging.shutdown()
         os._exit(verdict.code)

@@ -111,14 +111,6 @@ def open_runtime(config: Config, workers: topology.Workers | None = None, contro
     return DistributedRuntime(chosen, control, strategy)
 
 
-def regroup(runtime: Runtime, group: Group) -> Runtime:
-    """The same runtime in another group."""
-    from distgan.runtime.horovod import HorovodRuntime
-
-    assert isinstance(runtime, HorovodRuntime) and group.workers
-    return runtime.regrouped(group.workers, group.control)
-
-
 def _check_port(chosen: topology.Topology) -> None:
     """TensorFlow's server shares a port with whoever else shares it, so a port in use is found here."""
     port = int(chosen.addresses[chosen.rank].rpartition(":")[2])

@@ -1,7 +1,7 @@
 """Elastic Horovod: what happens between the loss of a worker, or the coming of one, and the next step.
 
 1. It is noticed. A worker that ends without a word leaves the line between workers, whose primary tells the others; what
-   the launcher adds or removes it tells rank 0, and all hear of it at the end of a call (`Group.regroup_if_told`). Either
+   the launcher adds or removes it tells rank 0, and all hear of it at the end of a call (`changes`). Either
    way `Regroup` is raised in every worker, wherever it is.
 2. `run` takes it, shuts Horovod down, and asks the launcher for a new place (`_ask`). The launcher answers once each worker
    of the old group has asked or ended, and starts the new ones. The oldest host has rank 0.
@@ -28,7 +28,7 @@ from collections.abc import Callable
 
 from horovod.common.elastic import notification_manager
 
-from distgan.errors import Ended, Regroup
+from distgan.errors import Ended, Regroup, UserError
 from distgan.runtime.control import Deadline, Group, Line, listen
 from distgan.runtime.horovod import hvd, own_addresses
 from distgan.runtime.hub import Limits
@@ -53,6 +53,7 @@ def run(work: Callable[[Group], None], workers: Workers, limits: Limits, port: i
       Ended: of all workers, by one's error; or of this one, as the launcher has removed its host.
       UserError: the port is in use.
     """
+    os.environ.setdefault("HOROVOD_LOG_LEVEL", "fatal")  # What it says of a lost worker is said in a line of ours.
     # The line's verdict on a silent worker comes first.
     os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(math.ceil(1.5 * limits.hang_seconds) + 10))
     told = _Told()
@@ -99,9 +100,8 @@ class _Told:
 class _ElasticLine(Line):
     told: threading.Event
 
-    def regroup_if_told(self) -> None:
-        if any(self.gather(self.told.is_set())):
-            raise Regroup("workers are added or removed")
+    def changes(self) -> bool:
+        return any(self.gather(self.told.is_set()))
 
 
 def _line(workers: Workers, limits: Limits, port: int, told: threading.Event) -> Line:
@@ -111,19 +111,26 @@ def _line(workers: Workers, limits: Limits, port: int, told: threading.Event) ->
       Regroup: rank 0 did not say so in time.
       UserError: the port is in use.
     """
+    server = None
     if workers.rank == 0:
-        server = listen(port)
-        job, addresses = secrets.token_hex(8), [(host, server.getsockname()[1]) for host in own_addresses()]
-        _launcher("distgan/line", json.dumps([job, addresses]).encode())
+        try:
+            server = listen(port)
+        except UserError as error:
+            _launcher("distgan/line", json.dumps(["", [], str(error)]).encode())
+            raise
+        own = [(host, server.getsockname()[1]) for host in own_addresses()]
+        found = json.dumps([secrets.token_hex(8), own, ""]).encode()
+        _launcher("distgan/line", found)
     else:
-        server, found = None, None
         end = time.monotonic() + min(limits.join_seconds, _PRIMARY_SECONDS)
-        while not (found := _launcher("distgan/line")):
+        while (found := _launcher("distgan/line") or b"") == b"":
             if time.monotonic() > end:
                 raise Regroup("rank 0 did not come")
             time.sleep(0.1)
-        job, addresses = json.loads(found)
         limits = dataclasses.replace(limits, join_seconds=min(limits.join_seconds, _REACH_SECONDS))
+    job, addresses, problem = json.loads(found)
+    if problem:
+        raise UserError(problem)
     addresses = [(host, number) for host, number in addresses]
     host = os.environ["HOROVOD_HOSTNAME"]
     line = _ElasticLine(job, workers.rank, workers.world_size, limits, addresses, server, elastic=True, host=host)
@@ -131,8 +138,8 @@ def _line(workers: Workers, limits: Limits, port: int, told: threading.Event) ->
     return line
 
 
-_PLACE = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")
-_PLACE += ("HOROVOD_CROSS_RANK", "HOROVOD_CROSS_SIZE")
+# What the launcher answers, in its order, and Horovod reads when it starts.
+_PLACE = [f"HOROVOD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE")]
 
 
 def _ask(workers: Workers, seconds: float) -> Workers:

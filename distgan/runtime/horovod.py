@@ -6,6 +6,7 @@ know Keras 3 and go wrong without a word (the optimizer applies local gradients)
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import secrets
 import socket
@@ -18,7 +19,7 @@ import tensorflow as tf
 from distgan.errors import UserError
 from distgan.runtime import control
 from distgan.runtime.base import Runtime
-from distgan.runtime.control import Control, Deadline, Line
+from distgan.runtime.control import Control, Deadline, Group, Line
 from distgan.runtime.hub import Limits
 from distgan.runtime.topology import Topology, Workers
 
@@ -75,13 +76,12 @@ class HorovodRuntime(Runtime):
         self.compression = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
         self.groups = groups
 
-    def regrouped(self, workers: Workers, line: Control) -> HorovodRuntime:
-        """The same among other workers."""
-        place = dataclasses.replace(
-            self.topology, num_replicas=workers.world_size, rank=workers.rank, world_size=workers.world_size
-        )
-        other = HorovodRuntime(place, line, groups=self.groups)
-        other.compression = self.compression
+    def regrouped(self, group: Group) -> HorovodRuntime:
+        """The same among the workers of another group."""
+        other = copy.copy(self)
+        rank, count = group.workers.rank, group.workers.world_size
+        other.topology = dataclasses.replace(self.topology, num_replicas=count, rank=rank, world_size=count)
+        other.control = group.control
         return other
 
     def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:

@@ -100,7 +100,7 @@ def find_workers(environment: Mapping[str, str], workers: int = 1, peers: str = 
                 # launch/elastic.sh makes each slot of a machine a host of its own.
                 local[0] += int(alias[1]) - 1
             reason = f"started by {launcher}" + (", elastic" if elastic else "")
-            return Workers("horovod", reason, *numbers, *local, elastic=elastic)
+            return Workers("horovod", reason, numbers[0], numbers[1], local[0], local[1], elastic=elastic)
     if "TF_CONFIG" in environment:
         return _from_tf_config(environment["TF_CONFIG"])
     if workers == 1 and not peers:
@@ -204,7 +204,9 @@ def choose(strategy: str, num_gpus: int, logical_cpus: int, workers: Workers | N
             f"{workers.local_size} Horovod ranks on a host with {num_gpus} GPUs: start at most one rank a GPU (-np, -H)"
         )
     if num_gpus and workers.local_rank >= num_gpus:
-        raise UserError(f"slot {workers.local_rank + 1} of a host with {num_gpus} GPUs: start at most one rank a GPU (-np)")
+        raise UserError(
+            f"slot {workers.local_rank + 1} of a host with {num_gpus} GPUs: start at most one rank a GPU (-np)"
+        )
     if not num_gpus and logical_cpus > 1:
         raise UserError(f"--runtime.logical_cpus={logical_cpus} does not go with Horovod: a rank is one replica")
     return Topology(strategy, reason, workers.world_size, workers.rank, workers.world_size, workers.local_rank)

@@ -21,6 +21,13 @@ _console = Console(stderr=True)
 _TELL_SECONDS = 10
 
 
+class _LogFile(logging.FileHandler):
+    """A log file; what a full disk does not take is not worth an error."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def start_log(show: bool = True) -> None:
     """Sends the log to stderr, or nowhere yet: of several workers the primary alone is heard."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
@@ -44,7 +51,7 @@ def log_to(path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path)
+        handler = _LogFile(path)
     except OSError as error:
         raise UserError(f"--run_dir={path.parent} cannot be written: {error.strerror}") from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))

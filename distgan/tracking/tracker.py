@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+log = logging.getLogger("distgan")
 
 Row = Mapping[str, float]
 
@@ -49,10 +54,14 @@ class Tracker:
 
 
 class JsonLines:
-    """`metrics.jsonl`: a JSON object a row, appended. A last line that a kill has torn is cut off."""
+    """`metrics.jsonl`: a JSON object a row, appended. A last line that a kill has torn is cut off.
+
+    Rows that a full or failing disk does not take wait in memory for the next one.
+    """
 
     def __init__(self, path: Path):
         self.last_images_seen = -1
+        self.waiting: list[bytes] = []
         whole = 0
         if path.exists():
             for line in path.read_bytes().splitlines(keepends=True):
@@ -61,19 +70,38 @@ class JsonLines:
                     break
                 whole += len(line)
                 self.last_images_seen = row["progress/images_seen"]
-        self.file = path.open("ab")
+        self.file = path.open("ab", buffering=0)
         self.file.truncate(whole)
+        self.bytes = whole
 
     def row(self, row: Row) -> None:
         # JSON has no NaN and no infinity: what is not finite is written as null.
         finite = {key: value if abs(value) < float("inf") else None for key, value in row.items()}
-        self.file.write(json.dumps(finite).encode() + b"\n")
-        self.file.flush()
+        self.waiting.append(json.dumps(finite).encode() + b"\n")
+        self._write()
+
+    def _write(self) -> None:
+        """Appends what waits, whole or not at all."""
+        data = b"".join(self.waiting)
+        try:
+            if self.file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self.file.truncate(self.bytes)
+            if len(self.waiting) == 1:
+                log.warning("metrics.jsonl cannot be written (%s): its rows wait for the next one", error.strerror)
+            return
+        self.bytes += len(data)
+        self.waiting = []
 
     def picture(self, name: str, path: Path, images_seen: int) -> None:
         """Pictures lie beside the file already."""
 
     def close(self, exit_code: int) -> None:
+        if self.waiting:
+            self._write()
+        if self.waiting:
+            log.warning("metrics.jsonl lacks the last %d rows", len(self.waiting))
         self.file.close()
 
 

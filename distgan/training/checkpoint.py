@@ -1,8 +1,8 @@
 """Checkpoints: directories that are there only when they are whole.
 
-One is written under a temporary name, forced to the disk and renamed; its manifest, written last, holds a SHA-256 of the
-data. A directory is named by the images seen, so the newest is the last by name. Nothing in it depends on the strategy or
-the number of replicas: arrays by name, read without TensorFlow.
+One is written under a temporary name, forced to the disk and renamed; its manifest, written last, holds the SHA-256 of every
+file. A directory is named by the images seen, so the newest is the last by name. Nothing in it depends on the strategy or
+the number of replicas: arrays by name, a file for each network, read without TensorFlow.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ from safetensors.numpy import load, save
 from distgan.errors import UserError
 from distgan.tracking.console import log
 
-_STATE = "state.safetensors"
 _MANIFEST = "manifest.json"
+_SUFFIX = ".safetensors"
+_REST = "run"
 _TEMPORARY = ".tmp-"
+_ASIDE = ".corrupt"
 _BEST = "best.json"
+
+Damage = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What `read` raises of a checkpoint that is not what its manifest says (safetensors' own error among them)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,22 +42,41 @@ class Checkpoint:
     info: Mapping[str, Any]
     """`images_seen`, `data_fingerprint` and whatever else explains it."""
 
+    @property
+    def images_seen(self) -> int:
+        """When it was taken."""
+        return int(self.info["images_seen"])
 
-def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Saves a checkpoint and removes all but the newest `keep` and the best; returns its directory.
+
+def write(folder: Path, checkpoint: Checkpoint, keep: int, best: bool = False) -> Path:
+    """Saves a checkpoint, and then removes all but the newest `keep` and the best; returns its directory.
+
+    What is removed gave way to one that was read back and is whole.
+
+    Args:
+      folder: of all checkpoints of the run.
+      checkpoint: what to save; if it is there and whole, nothing is written.
+      keep: how many to keep besides the best.
+      best: whether it is the best from now on.
 
     Raises:
       OSError: the disk is full or not writable; the checkpoints that were there are untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{checkpoint.info['images_seen']:012d}"
+    target = folder / f"{checkpoint.images_seen:012d}"
     for left_over in folder.glob(_TEMPORARY + "*"):
         shutil.rmtree(left_over, ignore_errors=True)
-    if not _is_good(target):
+    if target.exists() and damage(target):
+        set_aside(target)
+    if not target.exists():
         _write(folder, target, checkpoint)
-    best = best_images_seen(folder)
+        if problem := damage(target):
+            raise OSError(f"what was written to {target} is not what is read from it: {problem}")
+    if best:
+        _mark_best(folder, checkpoint.images_seen)
+    kept = best_images_seen(folder)
     for old in whole(folder)[:-keep]:
-        if int(old.name) != best:
+        if int(old.name) != kept:
             _remove(old)
     return target
 
@@ -61,12 +85,14 @@ def _write(folder: Path, target: Path, checkpoint: Checkpoint) -> None:
     temporary = folder / (_TEMPORARY + target.name)
     try:
         temporary.mkdir()
-        data = save(dict(checkpoint.arrays))
-        _write_through(temporary / _STATE, data)
-        manifest = {**checkpoint.info, "sha256": {_STATE: hashlib.sha256(data).hexdigest()}}
+        files = {}
+        for name, arrays in _files(checkpoint.arrays).items():
+            data = save(arrays)
+            _write_through(temporary / name, data)
+            files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        manifest = {**checkpoint.info, "files": files}
         _write_through(temporary / _MANIFEST, json.dumps(manifest, indent=1).encode())
         _sync(temporary)
-        _remove(target)
         temporary.rename(target)
         _sync(folder)
     except OSError:
@@ -74,8 +100,16 @@ def _write(folder: Path, target: Path, checkpoint: Checkpoint) -> None:
         raise
 
 
-def mark_best(folder: Path, images_seen: int) -> None:
-    """Notes which checkpoint has the best score."""
+def _files(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of each file: one a network and one for the optimizers, by the first part of the names; the rest in one."""
+    files: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        first, _, rest = name.partition("/")
+        files.setdefault((first if rest and first != "kept" else _REST) + _SUFFIX, {})[name] = array
+    return files
+
+
+def _mark_best(folder: Path, images_seen: int) -> None:
     temporary = folder / (_TEMPORARY + _BEST)
     _write_through(temporary, json.dumps({"images_seen": images_seen}).encode())
     temporary.rename(folder / _BEST)
@@ -85,7 +119,7 @@ def best_images_seen(folder: Path) -> int | None:
     """The images seen of the checkpoint with the best score; None where none is noted."""
     try:
         return int(json.loads((folder / _BEST).read_text())["images_seen"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except Damage:
         return None
 
 
@@ -107,22 +141,49 @@ def find(folder: Path, which: str, flag: str) -> Checkpoint:
         raise UserError(f"--{flag}={which} is no checkpoint of --run_dir={folder.parent}: {there_is}")
     try:
         return read(there[str(images_seen)])
-    except (OSError, ValueError, KeyError) as error:
+    except Damage as error:
         raise UserError(f"--{flag}={which}: the checkpoint is damaged ({error})") from None
 
 
 def whole(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted(path.parent for path in folder.glob(f"*/{_MANIFEST}") if path.parent.name.isdigit())
-
-
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that is what its manifest says; None where there is none. Damaged ones are named and passed over."""
-    for path in reversed(whole(folder)):
+    """The checkpoints in a folder whose files are all there, oldest first; what is in them is not looked at."""
+    found = []
+    for path in sorted(path.parent for path in folder.glob(f"*/{_MANIFEST}") if path.parent.name.isdigit()):
         try:
-            return read(path)
-        except (OSError, ValueError, KeyError) as error:
+            files = json.loads((path / _MANIFEST).read_text())["files"]
+            if all((path / name).stat().st_size == file["bytes"] for name, file in files.items()):
+                found.append(path)
+        except Damage:
+            continue
+    return found
+
+
+def newest(folder: Path, repair: bool = False) -> Checkpoint | None:
+    """The newest checkpoint that is what its manifest says; None where there is none at all.
+
+    Args:
+      folder: of all checkpoints of a run.
+      repair: whether damaged ones are set aside, which only the process that trains there may.
+
+    Raises:
+      UserError: there are some, and all are damaged.
+    """
+    damaged = []
+    there = sorted((path for path in folder.glob("*") if path.name.isdigit() and path.is_dir()), reverse=True)
+    for path in there:
+        try:
+            found = read(path)
+        except Damage as error:
+            damaged.append(path)
             log.warning("checkpoint %s is damaged (%s): going back to the one before", path, error)
+            continue
+        for bad in damaged if repair else ():
+            set_aside(bad)
+        return found
+    if damaged:
+        raise UserError(
+            f"{folder}: none of {len(damaged)} checkpoints is whole; restore one, or choose another --run_dir"
+        )
     return None
 
 
@@ -130,31 +191,49 @@ def read(path: Path) -> Checkpoint:
     """The checkpoint in a directory.
 
     Raises:
-      OSError, ValueError, KeyError: it is not what its manifest says.
+      Damage: it is not what its manifest says.
     """
     info = json.loads((path / _MANIFEST).read_text())
-    data = (path / _STATE).read_bytes()
-    if hashlib.sha256(data).hexdigest() != info.pop("sha256")[_STATE]:
-        raise ValueError(f"{_STATE} has another SHA-256")
-    return Checkpoint(load(data), info)
+    arrays: dict[str, np.ndarray] = {}
+    for name, file in info.pop("files").items():
+        data = (path / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != file["sha256"]:
+            raise ValueError(f"{name} has another SHA-256")
+        try:
+            arrays |= load(data)
+        except Exception as error:  # The SHA-256 is right: it was written so.
+            raise ValueError(f"{name}: {error}") from None
+    return Checkpoint(arrays, {**info, "images_seen": int(info["images_seen"])})
 
 
-def _is_good(path: Path) -> bool:
+def damage(path: Path) -> str:
+    """Why a checkpoint is not what its manifest says; empty where it is."""
     try:
-        return bool(read(path).info)
-    except (OSError, ValueError, KeyError):
-        return False
+        read(path)
+    except Damage as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a damaged checkpoint, so that it neither counts nor is lost; returns its new place."""
+    for number in range(1000):
+        place = path.with_name(f"{path.name}{_ASIDE}" + (f".{number}" if number else ""))
+        if not place.exists():
+            log.warning("checkpoint %s is set aside as %s", path, place.name)
+            return path.rename(place)
+    raise FileExistsError(f"{path} cannot be set aside: 1000 others of its name are")
 
 
 def _remove(path: Path) -> None:
     """Removes a directory under another name, so that no part of it is ever taken for a checkpoint."""
-    if path.exists():
-        doomed = path.with_name(f"{_TEMPORARY}removed-{path.name}")
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+    doomed = path.with_name(f"{_TEMPORARY}removed-{path.name}")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _write_through(path: Path, data: bytes) -> None:
+    """Writes a file and waits until the disk has it."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()

@@ -1,21 +1,19 @@
 """The run: hands the iterator to the compiled step, some steps a call, and between calls reports, samples and saves.
 
 A call ends at the next image count at which something is due, so the counts at which things happen follow from the config
-alone. Calls are kept to about a second, so that a signal is answered soon.
+alone. Calls are kept to about a second, so that a signal is answered soon (`report.Clock`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -23,20 +21,23 @@ import tensorflow as tf
 from distgan.config import Config, images
 from distgan.data import pipeline
 from distgan.data.pipeline import Reader
-from distgan.errors import Diverged, Stopped, UserError
+from distgan.errors import Diverged, Regroup, Stopped, UserError
 from distgan.evaluation.evaluator import GivenUp
 from distgan.evaluation.sampling import Sampler, save_grid
 from distgan.runtime import devices
 from distgan.runtime.base import Runtime
 from distgan.tracking.console import log
 from distgan.tracking.tracker import Tracker
-from distgan.training import checkpoint, desync, scores
+from distgan.training import desync, scores
+from distgan.training.checkpoint import Checkpoint
 from distgan.training.phases import batches_per_step, cycle, measured_keys, phases
+from distgan.training.report import Clock, report
 from distgan.training.run_dir import RunDir
+from distgan.training.saving import Saver, Snapshots
 from distgan.training.state import TrainState
 from distgan.training.step import compile_steps
+from distgan.training.stopping import Stop
 
-_CALL_SECONDS = 1.0
 _GRID_IMAGES = 64
 
 
@@ -51,10 +52,16 @@ class Run:
     directory: RunDir | None
     """None on the workers that write nothing."""
     tracker: Tracker
+    facts: Mapping[str, Any]
+    """What explains a checkpoint besides its images seen."""
+    snapshots: Snapshots | None = None
+    """Copies of the state in memory, on the workers that keep them."""
+    saver: Saver | None = None
+    """The primary's."""
+    best: Mapping[str, Any] | None = None
+    """Images seen and scores of the best evaluation."""
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     """Of the last evaluation, for the next row."""
-    snapshot: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """The state to which elastic workers go back when they lose one."""
 
     @property
     def path(self) -> Path:
@@ -72,63 +79,42 @@ class Run:
         return int(self.state.images_seen.numpy())
 
 
-class Stop:
-    """Set by the first SIGTERM or SIGINT; a second one ends the process at once."""
+class Every(NamedTuple):
+    """Images between two of what happens now and then; 0 is never."""
 
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+    evaluation: int
+    report: int
+    samples: int
+    checkpoint: int
+    snapshot: int
 
-    def __call__(self, number: int, frame: Any) -> None:
-        self.signal = signal.Signals(number)
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_DFL)
-
-    @contextmanager
-    def watching(self) -> Iterator[Stop]:
-        """Answers the signals within the block."""
-        before = {each: signal.signal(each, self) for each in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield self
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
+    @classmethod
+    def of(cls, config: Config) -> Every:
+        """As a config says."""
+        train, save = config.train, config.checkpoint
+        kimgs = (
+            config.evaluation.every_kimg,
+            train.report_kimg,
+            train.sample_kimg,
+            save.every_kimg,
+            save.snapshot_kimg,
+        )
+        return cls(*(max(images(kimg), 1) if kimg else 0 for kimg in kimgs))
 
 
-class Clock:
-    """Times calls: how many steps fit in one, and what a report says of speed."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.seconds_per_step = math.inf
-        self.steps_in_call = 1
-        self.start_report()
-
-    def start_report(self) -> None:
-        """Forgets the times of the last report."""
-        self.seconds, self.waited, self.waited_for_others, self.steps = 0.0, 0.0, 0.0, 0
-
-    def limit(self) -> int:
-        """Steps that fit in a call; grows by doubling, as the first measurements are rough."""
-        return max(1, min(int(_CALL_SECONDS / self.seconds_per_step), 2 * self.steps_in_call))
-
-    def add(self, steps: int, seconds: float, waited: float, waited_for_others: float) -> None:
-        """Takes the times of a call; those of the first one, which compiles, are forgotten at the second."""
-        if self.calls == 1:
-            self.start_report()
-        if self.calls:
-            self.seconds_per_step, self.steps_in_call = seconds / steps, steps
-        self.calls += 1
-        self.seconds, self.waited, self.steps = self.seconds + seconds, self.waited + waited, self.steps + steps
-        self.waited_for_others += waited_for_others
+def crosses(interval: int, before: int, seen: int) -> bool:
+    """Whether a multiple of the interval lies above `before` and not above `seen`."""
+    return bool(interval) and seen // interval > before // interval
 
 
 def train(run: Run, stop: Stop) -> None:
     """Trains from where the state stands to the end.
 
     Raises:
+      Regroup: elastic workers came or went; called again with another runtime, it goes on.
       Stopped: a signal came; the state is saved.
       Diverged: a step was not finite; the weights are those before it, the evidence is saved.
-      UserError: the run directory cannot be written any more.
+      UserError: the state cannot be saved at the end, or with --checkpoint.on_error=fail before.
     """
     train_config, topology = run.config.train, run.runtime.topology
     advance = compile_steps(run.config, run.state, run.runtime)
@@ -141,58 +127,57 @@ def train(run: Run, stop: Stop) -> None:
     control, primary = run.runtime.control, run.directory is not None
     check = desync.build_check(run.state, run.runtime) if run.config.runtime.check_desync else lambda: None
 
-    def checked_save(seen: int) -> None:
+    def save(best: bool = False) -> None:
         check()
-        save(run)
+        if run.saver:
+            run.saver.save(best)
 
-    def checked_report(seen: int) -> None:
+    def save_last() -> None:
+        stop.answer()
         check()
-        report(run, clock, seen)
+        if run.saver:
+            run.saver.save_last()
 
-    def evaluate(seen: int) -> None:
+    def evaluate() -> bool:
+        """Whether this is the best score so far."""
         control.at("evaluating", seen // run.images_per_step, patient=True)
-        with contextlib.suppress(GivenUp):
+        try:
             result = evaluations(seen, lambda: any(control.gather(stop.signal is not None)))
-            best = bool(result) and scores.is_best(run.config, run.path)
-            if result:
-                run.scores = {f"eval/{name}": value for name, value in result["scores"].items()}
-            if control.gather(best)[0]:
-                checked_save(seen)
-                if primary:
-                    checkpoint.mark_best(run.path / "checkpoints", seen)
+        except GivenUp:
+            return False
+        best = False
+        if result:
+            run.scores = {f"eval/{name}": value for name, value in result["scores"].items()}
+            best = evaluations.is_best(seen)
+            run.best = {"images_seen": seen, "scores": result["scores"]} if best else run.best
+        return control.gather(best)[0]
 
-    every_kimg = run.config.evaluation.every_kimg
-    if every_kimg:
+    every = Every.of(run.config)
+    if every.evaluation:
         evaluations = scores.Evaluations(
             run.config, run.reader.images, run.runtime, sampler, run.path if primary else None
         )
-    every: list[tuple[int, Callable[[int], None]]] = [
-        (images(every_kimg), evaluate),
-        (images(train_config.report_kimg), checked_report),
-        (images(train_config.sample_kimg), lambda seen: write_samples(run, sampler, seen)),
-        (images(run.config.checkpoint.every_kimg), checked_save),
-    ]
-    every = [(max(interval, 1), action) for interval, action in every if interval]
     profile = Profile(run)
-    with writing(run):
-        if primary:
-            write_reals(run, sampler)
-        if seen == 0 and train_config.sample_kimg:
-            write_samples(run, sampler, seen)
+    if primary:
+        write_reals(run, sampler)
+    if seen == 0 and train_config.sample_kimg:
+        write_samples(run, sampler, seen)
+    if run.snapshots:
+        run.snapshots.take()
+    stop.doing = lambda: f"step {seen // run.images_per_step}"
+    # An evaluation that a signal has ended is made up for.
+    passed = every.evaluation and crosses(every.evaluation, max(seen - run.images_per_step, 0), seen)
+    if passed and not control.gather(evaluations.has(seen))[0] and evaluate():
+        save(best=True)
     while seen < total:
         step = seen // run.images_per_step
         signals, limits = zip(*control.gather([stop.signal and stop.signal.name, clock.limit()]), strict=True)
         if any(signals):
-            with writing(run):
-                checked_save(seen)
+            save_last()
             control.gather(None)
             name = next(name for name in signals if name)
             raise Stopped(f"stopped by {name} at {seen / 1000:g} kimg, saved; start it again to go on")
-        if control.elastic:
-            # What is due at this count is done by all.
-            run.snapshot = run.state.arrays()
-            control.regroup_if_told()
-        marks = [seen // interval * interval + interval for interval, _ in every] + profile.marks(step)
+        marks = [seen // interval * interval + interval for interval in every if interval] + profile.marks(step)
         steps = min(math.ceil((min(*marks, total) - seen) / run.images_per_step), *limits)
         # Steps with other phases are compiled when they first come.
         fresh = step - first_step < cycle(phases(run.config))
@@ -206,19 +191,29 @@ def train(run: Run, stop: Stop) -> None:
         clock.add(steps, time.perf_counter() - started, float(waited), run.runtime.take_waited())
         profile.stop(step + steps, last=not finite or seen + steps * run.images_per_step >= total or bool(stop.signal))
         control.at("between two calls", step + steps, patient=primary)
-        with writing(run):
-            if not finite:
-                raise Diverged(control.gather(diverged(run, evidence.numpy()) if primary else None)[0])
-            before, seen = seen, seen + steps * run.images_per_step
-            for interval, action in every:
-                if seen // interval > before // interval:
-                    action(seen)
-    with writing(run):
-        write_samples(run, sampler, seen)
-        # Saved before the last row, which may come early: a run that is made longer reports whole intervals again.
-        checked_save(seen)
-        if run.state.report_counts.numpy().any():
+        if not finite:
+            raise Diverged(control.gather(diverged(run, evidence.numpy()) if primary else None)[0])
+        before, seen = seen, seen + steps * run.images_per_step
+        due = Every(*(crosses(interval, before, seen) for interval in every))
+        best = bool(due.evaluation) and evaluate()
+        if due.report:
+            check()
             report(run, clock, seen)
+        if due.samples:
+            write_samples(run, sampler, seen)
+        changes = control.changes()
+        # Last, so that whoever goes on from here has nothing to make up for.
+        if due.checkpoint or best:
+            save(best)
+        if run.snapshots and not (run.saver and (due.checkpoint or best)):
+            run.snapshots.take() if due.snapshot or changes else run.snapshots.refresh()
+        if changes and seen < total:
+            raise Regroup("workers are added or removed")
+    write_samples(run, sampler, seen)
+    # Saved before the last row, which may come early: a run that is made longer reports whole intervals again.
+    save_last()
+    if run.state.report_counts.numpy().any() and clock.steps:
+        report(run, clock, seen)
 
 
 def _advance(advance: Any, iterator: Any, steps: int, reader: Reader) -> Any:
@@ -260,74 +255,16 @@ class Profile:
 
 
 @contextmanager
-def writing(run: Run) -> Iterator[None]:
-    """Tells of a full or failing disk in a line; what was whole stays whole."""
+def telling(run: Run) -> Iterator[None]:
+    """A full or failing disk costs a picture, and not the run, unless --checkpoint.on_error=fail."""
     try:
         yield
     except OSError as error:
         place = error.filename or run.path
-        raise UserError(f"--run_dir={run.path}: cannot write {place}: {error.strerror or error}") from None
-
-
-def report(run: Run, clock: Clock, seen: int) -> None:
-    """Writes a row: means over the steps since the last one; all workers call it."""
-    state, config = run.state, run.config
-    values: dict[str, list[float]] = {}
-    totals, counts = state.report_totals.numpy(), state.report_counts.numpy()
-    for (_, key), total, count in zip(measured_keys(config), totals, counts, strict=True):
-        if count:  # A phase that comes seldom may not have come since the last row.
-            values.setdefault(key, []).append(total / count)
-    seconds_per_step = clock.seconds / clock.steps
-    rate = run.images_per_step / seconds_per_step
-    # What a worker's step takes without the waiting in sums over replicas tells who the others wait for.
-    own = run.runtime.control.gather((clock.seconds - clock.waited_for_others) / clock.steps * 1000)
-    workers = {
-        "workers/step_ms_fastest": min(own),
-        "workers/step_ms_mean": float(np.mean(own)),
-        "workers/step_ms_slowest": max(own),
-        "workers/slowest_rank": int(np.argmax(own)),
-    }
-    left_out = {}
-    if config.data.on_error == "skip":
-        everywhere = run.runtime.control.gather(sorted(run.reader.unreadable))
-        left_out = {"data/unreadable_images": len({index for each in everywhere for index in each})}
-    row = {
-        "progress/images_seen": seen,
-        "progress/kimg": seen / 1000,
-        "progress/step": seen // run.images_per_step,
-        "progress/restarts": run.directory.starts if run.directory else 0,
-        **{key: float(np.mean(means)) for key, means in values.items()},
-        **_schedules(run),
-        **run.scores,
-        **{
-            f"{part}/{key}": float(v.numpy())
-            for part, kept in state.kept.items()
-            for key, v in kept.items()
-            if part != "augmentation"
-        },
-        **{f"lr/{name}": float(optimizer.learning_rate.numpy()) for name, optimizer in state.optimizers.items()},
-        "throughput/images_per_second": rate,
-        "throughput/images_per_second_per_replica": rate / run.runtime.topology.num_replicas,
-        "time/step_ms": seconds_per_step * 1000,
-        "time/data_wait_ms": clock.waited / clock.steps * 1000,
-        **(workers if len(own) > 1 else {}),
-        **left_out,
-        **{f"memory/{key}": value for key, value in devices.memory().items()},
-    }
-    run.tracker.row(row)
-    run.scores = {}
-    clock.start_report()
-    state.report_totals.assign(tf.zeros_like(state.report_totals))
-    state.report_counts.assign(tf.zeros_like(state.report_counts))
-
-
-def _schedules(run: Run) -> dict[str, float]:
-    """Where the augmentation stands."""
-    part, kept = run.config.objective.augmentation, run.state.kept["augmentation"]
-    if part.name == "none":
-        return {}
-    p = part.options.probability(kept, run.state.images_seen, run.config.train.total_kimg)
-    return {"augmentation/p": float(p)}
+        text = f"--run_dir={run.path}: cannot write {place}: {error.strerror or error}"
+        if run.config.checkpoint.on_error == "fail":
+            raise UserError(text) from None
+        log.warning("%s; the training goes on", text)
 
 
 def write_samples(run: Run, sampler: Sampler, seen: int) -> None:
@@ -336,8 +273,9 @@ def write_samples(run: Run, sampler: Sampler, seen: int) -> None:
         return
     path = run.directory.sample_path(seen)
     numbers = range(_GRID_IMAGES)
-    save_grid(sampler(run.config.seed, numbers), path, sampler.captions(sampler.labels(numbers)))
-    run.tracker.picture("samples/ema_grid", path, seen)
+    with telling(run):
+        save_grid(sampler(run.config.seed, numbers), path, sampler.captions(sampler.labels(numbers)))
+        run.tracker.picture("samples/ema_grid", path, seen)
 
 
 def write_reals(run: Run, sampler: Sampler) -> None:
@@ -345,23 +283,14 @@ def write_reals(run: Run, sampler: Sampler) -> None:
     path = run.path / "samples" / "reals.png"
     if not path.exists():
         pixels, labels = run.reader(np.arange(_GRID_IMAGES))
-        save_grid(pixels, path, sampler.captions(labels))
-        run.tracker.picture("samples/real_grid", path, 0)
+        with telling(run):
+            save_grid(pixels, path, sampler.captions(labels))
+            run.tracker.picture("samples/real_grid", path, 0)
 
 
-def save(run: Run) -> None:
-    """Writes a checkpoint of the state as it stands, on the primary."""
-    if run.directory is None:
-        return
-    info = {
-        "images_seen": run.images_seen,
-        **dataclasses.asdict(run.state.description),
-        "num_images": run.reader.images.num_images,
-        "data_fingerprint": run.reader.images.fingerprint,
-    }
-    checkpoint.write(
-        run.directory.checkpoints, checkpoint.Checkpoint(run.state.arrays(), info), run.config.checkpoint.keep
-    )
+def snapshot(run: Run) -> Checkpoint:
+    """A copy of the state as it stands, with what explains it."""
+    return Checkpoint(run.state.arrays(), {"images_seen": run.images_seen, **run.facts, "best": run.best})
 
 
 def diverged(run: Run, evidence: np.ndarray) -> str:

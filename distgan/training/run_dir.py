@@ -52,6 +52,13 @@ class RunDir:
         """Where the grid of an image count lies."""
         return self.path / "samples" / f"{images_seen // 1000:06d}.png"
 
+    def wandb_run_id(self) -> str | None:
+        """The id of the run at W&B, which wandb_run.json keeps; None where there is none."""
+        try:
+            return str(json.loads((self.path / "wandb_run.json").read_text())["id"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def close(self) -> None:
         """Lets another process in."""
         self._lock.release()

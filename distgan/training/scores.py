@@ -47,17 +47,16 @@ class Evaluations:
         self.reals = evaluator.of_images(images, runtime)
         self.extractor = open_extractor(config, images, runtime)
         self.data_fingerprint = images.fingerprint
-        self.last = last_result(directory) if directory else None
+        self.results = read(directory) if directory else []
 
     def __call__(self, seen: int, interrupted: Interrupted) -> Mapping[str, Any] | None:
-        """Evaluates the averaged generator; returns the result on the primary, unless an earlier start of the run has it.
+        """Evaluates the averaged generator; returns the result on the primary, which may have it from an earlier start.
 
         Raises:
           GivenUp: interrupted.
         """
-        done = self.runtime.control.gather(bool(self.last and self.last["images_seen"] >= seen))[0]
-        if done:
-            return None
+        if self.runtime.control.gather(self.has(seen))[0]:
+            return next((each for each in self.results if each["images_seen"] == seen), None)
         config = self.config
         facts = {
             "weights": "ema",
@@ -81,8 +80,11 @@ class Evaluations:
         if result is None or self.directory is None:
             return None
         found = as_json(result, seen)
-        append(self.directory, found)
-        self.last = found
+        self.results.append(found)
+        try:
+            append(self.directory, found)
+        except OSError as error:
+            log.warning("evaluations.jsonl cannot be written (%s): these scores are in the rows alone", error.strerror)
         told = ", ".join(f"{name} {value:.4g}" for name, value in result.scores.items())
         seconds = sum(
             value for name, value in result.costs.items() if name in ("seconds/real", "seconds/fake", "seconds/metrics")
@@ -90,16 +92,18 @@ class Evaluations:
         log.info("evaluated at %g kimg in %.1f s: %s", seen / 1000, seconds, told)
         return found
 
+    def has(self, seen: int) -> bool:
+        """Whether these scores are there; known to the primary."""
+        return any(each["images_seen"] == seen for each in self.results)
 
-def is_best(config: Config, directory: Path) -> bool:
-    """Whether the last evaluation's first metric is better than all before it of the same protocol."""
-    part = config.evaluation.metrics[0].options
-    results = [each for each in read(directory) if part.name in each["cards"]]
-    *before, last = results
-    alike = [each for each in before if _protocol(each["cards"][part.name]) == _protocol(last["cards"][part.name])]
-    values = [each["scores"][part.main] for each in alike]
-    value = last["scores"][part.main]
-    return all(value < other if part.lower_is_better else value > other for other in values)
+    def is_best(self, seen: int) -> bool:
+        """Whether the first metric of the evaluation at `seen` is better than all before it of the same protocol."""
+        part = self.config.evaluation.metrics[0].options
+        *before, last = [each for each in self.results if part.name in each["cards"] and each["images_seen"] <= seen]
+        alike = [each for each in before if _protocol(each["cards"][part.name]) == _protocol(last["cards"][part.name])]
+        values = [each["scores"][part.main] for each in alike]
+        value = last["scores"][part.main]
+        return all(value < other if part.lower_is_better else value > other for other in values)
 
 
 def _protocol(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,8 +136,3 @@ def read(directory: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return found
-
-
-def last_result(directory: Path) -> dict[str, Any] | None:
-    """The evaluation of the most images."""
-    return max(read(directory), key=lambda each: each["images_seen"], default=None)
