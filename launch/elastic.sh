@@ -40,9 +40,11 @@ distgan "$@" --help >/dev/null # A mistake in a flag is told once, and not by ea
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 if [ -z "$file" ]; then
-  # A host of its own for each slot: when a rank fails, its whole host is left out for a while.
+  # A host of its own for each slot, as a rank that fails has its whole host left out for a while: 127.1, 127.01, 127.001, ...
+  # are 127.0.0.1 for horovodrun too, which would call any other address by ssh.
   file="$folder/hosts"
-  for ((slot = 1; slot <= count; slot++)); do echo "127.0.0.$slot"; done >"$file"
+  zeros=""
+  for ((slot = 0; slot < count; slot++)); do echo "127.${zeros}1"; zeros+=0; done >"$file"
   most="${most:-$count}"
 fi
 hosts="$(bash "$here/discover_hosts.sh" "$file")" || exit 2
@@ -58,7 +60,8 @@ mkfifo "$folder/errors"
 awk -v folder="$folder" '
   sub(/^\[[0-9]+\]<stderr>:/, "") {
     if (/^distgan: /) { print >(folder "/told"); close(folder "/told") }
-    print; fflush(); next
+    if (!/^(Killed|Aborted|Terminated)$/) { print; fflush() } # The shell's, of a rank that a signal ended.
+    next
   }
   /^Exit code: [0-9]+/ { print $3 >(folder "/code"); found = 1 }
   { text = text $0 "\n" }
@@ -77,7 +80,14 @@ stop() {
   python - $job <<'PYTHON' || kill -TERM $job
 import sys
 import psutil
-found = [p for p in psutil.Process(int(sys.argv[1])).children(recursive=True) if p.cmdline()[1:2] and p.cmdline()[1].endswith("/distgan")]
+found = []
+for process in psutil.Process(int(sys.argv[1])).children(recursive=True):
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        continue
+    if words[1:2] and words[1].endswith("/distgan"):
+        found.append(process)
 for process in found:
     process.terminate()
 sys.exit(not found)

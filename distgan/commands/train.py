@@ -100,7 +100,9 @@ class _Training:
             raise UserError("; ".join(problems))
         shares = (config.train.global_batch, runtime.topology.num_replicas, config.train.accumulation_steps)
         topology.check_shares(*shares) if control.elastic else topology.split_batch(*shares)
-        if runtime.topology.is_primary:
+        if group.reason:
+            log.info(topology.describe_batch(*shares))
+        elif runtime.topology.is_primary:
             log_topology(config, runtime.topology)
         if self.options.dry_run:
             describe(config, self.images, runtime)

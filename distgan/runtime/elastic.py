@@ -72,7 +72,6 @@ def run(work: Callable[[Group], None], workers: Workers, limits: Limits, port: i
             return
         except Regroup as regroup:
             reason, noticed = str(regroup), time.monotonic()
-            log.info("rank %d of %d: %s", workers.rank, workers.world_size, reason)
         told.event.clear()
         with Deadline(limits.hang_seconds, "Horovod to shut down"):
             hvd.shutdown()

@@ -112,7 +112,7 @@ class Hub:
         try:
             while line := await reader.readline():
                 self._take(rank, json.loads(line))
-        except (ConnectionError, ValueError):
+        except (ConnectionError, ValueError, asyncio.CancelledError):
             pass
         if rank not in self.left and not self.end:
             lost = f"lost {self._name(rank)}" if self.elastic else "ended without a word (killed, or crashed)"

@@ -96,9 +96,8 @@ def find_workers(environment: Mapping[str, str], workers: int = 1, peers: str = 
             local = [_number(environment, name, default) for name, default in ((local_rank, 0), (local_size, 1))]
             launcher = "horovodrun" if rank.startswith("HOROVOD") else "mpirun"
             elastic = environment.get(_ELASTIC) == "1"
-            if elastic and (alias := re.fullmatch(r"127\.0\.0\.(\d+)", environment.get(_HOST, ""))):
-                # launch/elastic.sh makes each slot of a machine a host of its own.
-                local[0] += int(alias[1]) - 1
+            if elastic and (slot := re.fullmatch(r"127\.(0*)1", environment.get(_HOST, ""))):
+                local[0] += len(slot[1])  # launch/elastic.sh makes each slot of this machine a host of its own.
             reason = f"started by {launcher}" + (", elastic" if elastic else "")
             return Workers("horovod", reason, numbers[0], numbers[1], local[0], local[1], elastic=elastic)
     if "TF_CONFIG" in environment:

@@ -208,7 +208,7 @@ def train(run: Run, stop: Stop) -> None:
         if run.snapshots and not (run.saver and (due.checkpoint or best)):
             run.snapshots.take() if due.snapshot or changes else run.snapshots.refresh()
         if changes and seen < total:
-            raise Regroup("workers are added or removed")
+            raise Regroup("workers were added or removed")
     write_samples(run, sampler, seen)
     # Saved before the last row, which may come early: a run that is made longer reports whole intervals again.
     save_last()
