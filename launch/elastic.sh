@@ -57,16 +57,19 @@ echo "elastic.sh: ${command[*]}" >&2
 
 mkfifo "$folder/errors"
 # What the ranks say is shown; horovodrun's own words are held back, and the exit code is taken from them.
-awk -v folder="$folder" '
-  sub(/^\[[0-9]+\]<stderr>:/, "") {
-    if (/^distgan: /) { print >(folder "/told"); close(folder "/told") }
-    if (!/^(Killed|Aborted|Terminated)$/) { print; fflush() } # The shell's, of a rank that a signal ended.
-    next
-  }
-  /^Exit code: [0-9]+/ { print $3 >(folder "/code"); found = 1 }
-  { text = text $0 "\n" }
-  END { if (!found) printf "%s", text }
-' <"$folder/errors" >&2 &
+while IFS= read -r line; do
+  if [[ "$line" =~ ^\[[0-9]+\]\<stderr\>:(.*)$ ]]; then
+    line="${BASH_REMATCH[1]}"
+    case "$line" in
+      "distgan: "*) touch "$folder/told" ;;
+      Killed | Aborted | Terminated) continue ;; # Said by the shell of a rank that a signal ended.
+    esac
+    printf '%s\n' "$line"
+  else
+    printf '%s\n' "$line" >>"$folder/held"
+    case "$line" in "Exit code: "*) echo "${line#Exit code: }" >"$folder/code" ;; esac
+  fi
+done <"$folder/errors" >&2 &
 reader=$!
 "${command[@]}" 2>"$folder/errors" > >(sed -u -n -E 's/^\[[0-9]+\]<stdout>://p') &
 job=$!
@@ -102,5 +105,9 @@ while kill -0 $job 2>/dev/null; do # A signal ends the wait, and not the job.
 done
 kill $watch 2>/dev/null || true
 wait $reader
-[ $status = 0 ] || [ ! -s "$folder/code" ] || status="$(cat "$folder/code")"
+if [ -s "$folder/code" ]; then
+  status="$(cat "$folder/code")"
+elif [ $status != 0 ]; then
+  cat "$folder/held" >&2
+fi
 exit "$status"

@@ -47,7 +47,7 @@ class Job:
     def text(self):
         return "".join(self.lines)
 
-    def wait_for(self, what, seconds=120):
+    def wait_for(self, what, seconds=300):
         """Waits until something is true."""
         end = time.monotonic() + seconds
         while not what():
@@ -58,7 +58,7 @@ class Job:
     def wait_until_told(self, pattern):
         self.wait_for(lambda: re.search(pattern, self.text))
 
-    def finish(self, code, seconds=180):
+    def finish(self, code, seconds=300):
         assert self.process.wait(seconds) == code, self.text
         self.reader.join(10)
         return self.text
@@ -133,7 +133,7 @@ def test_a_signal_saves_and_a_stopped_worker_ends_all(tmp_path):
     with Job(["-np", "2"], words, {"DISTGAN_TEST_GATE": str(tmp_path / "gate")}) as job:
         job.wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and rows(tmp_path / "run"))
         job.process.send_signal(signal.SIGTERM)
-        text = job.finish(75, 60)
+        text = job.finish(75)
     assert "distgan: stopped by SIGTERM at" in text
     assert "Traceback" not in text
     saved = checkpoint.newest(tmp_path / "run" / "checkpoints").images_seen
@@ -141,14 +141,14 @@ def test_a_signal_saves_and_a_stopped_worker_ends_all(tmp_path):
         job.wait_until_told(f"goes on at {saved / 1000:g} of")
         job.wait_for(lambda: rows(tmp_path / "run")[-1]["progress/images_seen"] > saved)
         os.kill(job.trainers()["127.01"], signal.SIGSTOP)
-        text = job.finish(1, 120)
+        text = job.finish(1)
     assert re.search(r"distgan: not heard from for \d+ s: rank [01] on 127.01 ", text)
 
 
 def test_a_mistake_is_not_tried_again(tmp_path):
     words = [*SMALL, f"--run_dir={tmp_path}", "--train.accumulation_steps=16"]
     with Job(["-np", "2"], words) as job:
-        text = job.finish(2, 120)
+        text = job.finish(2)
     [line] = [line for line in text.splitlines() if line.startswith("distgan: ")]
     assert "2 workers cannot share the 1 images of a micro-batch (--train.global_batch=16, " in line
     assert "Traceback" not in text
