@@ -77,12 +77,12 @@ class Job:
         return found
 
     def primary(self):
-        """The host of the worker that writes the run directory."""
+        """The host of the worker that writes the run directory, if one does at the moment."""
         rows = Path(self.run_dir.removeprefix("--run_dir="), "metrics.jsonl")
         for host, pid in self.trainers().items():
             if any(os.path.realpath(link) == str(rows) for link in Path(f"/proc/{pid}/fd").iterdir()):
                 return host
-        raise AssertionError(f"nobody writes {rows}")
+        return None
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +112,7 @@ def test_workers_come_and_go(tmp_path, undisturbed):
         gone = job.primary()
         hosts.write_text("".join(f"{host}\n" for host in ("127.1", "127.01", "127.001") if host != gone))
         job.wait_until_told(r"(?s)3 workers go on at.*removed; 2 workers go on at")
-        job.wait_for(lambda: gone not in job.trainers())
-        assert job.primary() != gone
+        job.wait_for(lambda: job.primary() not in (gone, None) and gone not in job.trainers())
         gate.touch()
         text = job.finish(0)
     for noise in ("Traceback", "Error", "horovod/common", "Killed", "exit with status", "terminate called"):
