@@ -158,6 +158,12 @@ class TrainConfig:
         0, "layers nearest the image that keep their weights (Mo et al. 2020; with --init_from)", minimum=0
     )
     clip_norm: float = option(0.0, "limit of each network's global gradient norm; 0 is none", minimum=0)
+    loss_limit: float = option(
+        0.0,
+        "a loss or mean logit further from 0 than this is taken for divergence, as one that is not finite; 0 is none",
+        minimum=0,
+        may_change=True,
+    )
     report_kimg: float = option(1.0, "images between two rows of metrics.jsonl", above=0, may_change=True)
     sample_kimg: float = option(10.0, "images between two sample grids; 0 is none", minimum=0, may_change=True)
 
@@ -213,6 +219,11 @@ class EvaluationConfig:
         0.0, "latents are cut to [-truncation, truncation]; 0 is none", minimum=0, may_change=True
     )
 
+    def requires(self) -> Iterator[str]:
+        """Yields what is wrong with the combination."""
+        if self.every_kimg and not self.metrics:
+            yield f"--evaluation.every_kimg={self.every_kimg:g} needs --evaluation.metrics, which names none"
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
@@ -222,7 +233,7 @@ class CheckpointConfig:
     keep: int = option(3, "newest checkpoints to keep", minimum=1, may_change=True)
     snapshot_kimg: float = option(
         0.0,
-        "images between two copies of the state in memory, which a stop in the midst of a step saves; 0 is as often as 2 % of "
+        "images between two copies of the state in memory, which a stop in the midst of a step saves; 0 is as often as 0.5 % of "
         "the time allow",
         minimum=0,
         may_change=True,
@@ -309,6 +320,7 @@ class TrackingConfig:
     )
     wandb_project: str = option("distgan", "project of the W&B run", may_change=True)
     wandb_entity: str = option("", "user or team of the W&B run; empty is the key's own", may_change=True)
+    tensorboard: bool = option(False, "TensorBoard's event files too, in RUN_DIR/tensorboard", may_change=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,9 +50,10 @@ fi
 hosts="$(bash "$here/discover_hosts.sh" "$file")" || exit 2
 [ -n "$hosts" ] || { echo "elastic.sh: --hostfile $file names no host" >&2; exit 2; }
 [ -n "$nics" ] || grep -qv '^127\.' <<<"$hosts" || nics=lo
+program="$(command -v distgan)"
 options+=(-np "${count:-$least}" --min-np "$least" ${most:+--max-np "$most"} ${nics:+--network-interfaces "$nics"})
 options+=(--blacklist-cooldown-range $cooldown --host-discovery-script "bash '$here/discover_hosts.sh' '$(realpath "$file")'")
-command=(horovodrun --gloo "${options[@]}" "$(command -v distgan)" "$@")
+command=(horovodrun --gloo "${options[@]}" "$program" "$@")
 echo "elastic.sh: ${command[*]}" >&2
 
 mkfifo "$folder/errors"
@@ -71,32 +72,15 @@ while IFS= read -r line; do
   fi
 done <"$folder/errors" >&2 &
 reader=$!
+export DISTGAN_JOB="$folder"
 "${command[@]}" 2>"$folder/errors" > >(sed -u -n -E 's/^\[[0-9]+\]<stdout>://p') &
 job=$!
 
 # Once a rank has told how all end, they have half a minute: horovodrun waits for ever for one that is stopped.
-(while [ ! -e "$folder/told" ]; do sleep 1; done; sleep 30; kill -TERM $job) 2>/dev/null &
+(while [ ! -e "$folder/told" ]; do sleep 1; done; sleep 30; kill -TERM $job) >/dev/null 2>&1 &
 watch=$!
 
-# horovodrun leaves its ranks 4.5 seconds, so those of this machine are told directly; one is enough, all agree on it.
-stop() {
-  python - $job <<'PYTHON' || kill -TERM $job
-import sys
-import psutil
-found = []
-for process in psutil.Process(int(sys.argv[1])).children(recursive=True):
-    try:
-        words = process.cmdline()
-    except psutil.Error:
-        continue
-    if words[1:2] and words[1].endswith("/distgan"):
-        found.append(process)
-for process in found:
-    process.terminate()
-sys.exit(not found)
-PYTHON
-}
-trap stop TERM INT
+trap 'stop_trainers "$program" $job' TERM INT
 status=0
 wait $job || status=$?
 while kill -0 $job 2>/dev/null; do # A signal ends the wait, and not the job.
@@ -108,6 +92,6 @@ wait $reader
 if [ -s "$folder/code" ]; then
   status="$(cat "$folder/code")"
 elif [ $status != 0 ]; then
-  cat "$folder/held" >&2
+  cat "$folder/held" >&2 || true
 fi
 exit "$status"

@@ -21,22 +21,26 @@ command -v horovodrun >/dev/null || { echo "horovod.sh: Horovod is missing: bash
 
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-2}" # horovodrun imports TensorFlow too.
 distgan "$@" --help >/dev/null # A mistake in a flag is told once, and not by each rank.
-command=(horovodrun --gloo "${options[@]}" "$(command -v distgan)" "$@")
+program="$(command -v distgan)"
+command=(horovodrun --gloo "${options[@]}" "$program" "$@")
 echo "horovod.sh: ${command[*]}" >&2
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 mkfifo "$folder/errors"
 # horovodrun tells of a failed rank by a traceback of its own: it is held back, and the rank's exit code taken from it.
-awk -v code="$folder/code" '
+awk=(awk)
+! awk -W version 2>&1 </dev/null | grep -q ^mawk || awk+=(-W interactive) # Else it holds lines back.
+"${awk[@]}" -v code="$folder/code" '
   /^Traceback \(most recent call last\):$/ { held = 1 }
   held { text = text $0 "\n"; if (/^Exit code: [0-9]+/) { print $3 > code; found = 1 } next }
   { sub(/^\[[0-9]+\]<stderr>:/, ""); print; fflush() }
   END { if (!found) printf "%s", text }
 ' <"$folder/errors" >&2 &
 reader=$!
+export DISTGAN_JOB="$folder"
 "${command[@]}" 2>"$folder/errors" > >(sed -u -E '/^(Process [0-9]+ exit with|Terminating remaining workers)/d; s/^\[[0-9]+\]<stdout>://') &
 job=$!
-trap 'kill -TERM $job 2>/dev/null' TERM INT
+trap 'stop_trainers "$program" $job' TERM INT
 status=0
 wait $job || status=$?
 while kill -0 $job 2>/dev/null; do # A signal ends the wait, and not the job.

@@ -9,13 +9,13 @@ ruff format --check .
 mypy
 
 lacks=()
-for program in g++ cmake ssh /usr/sbin/sshd ip; do
+for program in g++ cmake ssh /usr/sbin/sshd ip chromium-headless-shell; do
   command -v "$program" >/dev/null || lacks+=("$program")
 done
 if [ ${#lacks[@]} != 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "launch: installing ${lacks[*]}" >&2
   apt-get -qq update >&2
-  DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends g++ cmake openssh-client openssh-server iproute2 >/dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends g++ cmake openssh-client openssh-server iproute2 chromium-headless-shell >/dev/null
 fi
 python -c 'import horovod.tensorflow' 2>/dev/null || VIRTUAL_ENV="$PWD/.venv" bash launch/install_horovod.sh
 needs="$(PYTHONPATH=tests python -c 'import hosts; print(", ".join(hosts.missing()))')"
@@ -23,5 +23,10 @@ if [ -n "$needs" ]; then
   [ -z "${CI:-}" ] || missing "the tests of several hosts need $needs"
   echo "launch: the tests of several hosts are left out: they need $needs" >&2
   set -- --ignore=tests/test_hosts.py "$@"
+fi
+if ! PYTHONPATH=tests python -c 'import browser, sys; sys.exit(not browser.program())'; then
+  [ -z "${CI:-}" ] || missing "the tests of reports need a browser: chromium or chromium-headless-shell"
+  echo "launch: the tests of reports in a browser are left out: they need chromium or chromium-headless-shell" >&2
+  set -- --ignore=tests/test_report_browser.py "$@"
 fi
 exec python -m pytest "$@"

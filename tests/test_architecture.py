@@ -56,6 +56,7 @@ def test_libraries_stay_in_their_rooms():
     homes = {
         "absl": {"cli.py"},
         "wandb": {"tracking/wandb_run.py"},
+        "wandb_workspaces": {"tracking/workspace.py"},
         "horovod": {"runtime/horovod.py", "runtime/elastic.py"},
     }
     for path, (library, home) in itertools.product(FILES, homes.items()):

@@ -28,6 +28,7 @@ SMALL = ("--preset=cifar10-dcgan", "--model.width=4", "--train.global_batch=16")
             ("--what=metrics", "--metrics_count=300", "--metrics_size=20"),
             ("frechet", "frechet_sqrtm", "kernel", "precision_recall", "precision_recall_matrices"),
         ),
+        (("--what=checkpoint", "--blocks=1"), ("ratio", "held_up_ms_per_save", "megabytes", "mb_per_second")),
         (("--what=data", "--blocks=1", "--block_seconds=0.5"), ("sources",)),
     ],
 )

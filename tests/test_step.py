@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import SMALL, distgan
+from conftest import SMALL, distgan, rows
 from replicas import train_variant
 
 BASE = {"data.source": "digits", "data.resolution": 16, "model.width": 4, "train.global_batch": 16}
@@ -74,12 +74,31 @@ def test_divergence(tmp_path):
     seen = evidence["images_seen"]
     assert evidence["step"] == seen // 16
     assert evidence["image_numbers"] == [seen, seen + 15]
-    assert not np.isfinite(float(evidence["values"]["both"][evidence["not_finite"]]))
+    assert not np.isfinite(float(evidence["values"]["both"][evidence["key"]]))
+    norms = evidence["gradient_norms"]["both"]
+    assert norms.keys() >= {"generator/project/kernel", "discriminator/logit/kernel"}, norms.keys()
+    assert evidence["reports"] == rows(run_dir)[-100:]
+    assert evidence["seed"] == 0
     from distgan.training import checkpoint
 
     saved = checkpoint.newest(run_dir / "checkpoints")
     if saved:
         assert all(np.isfinite(array).all() for array in saved.arrays.values())
+
+
+def test_loss_limit(tmp_path):
+    """A loss beyond the limit is divergence; the norms of the layers' gradients make up the network's."""
+    words = ["train", f"--run_dir={tmp_path}", *SMALL, "--train.loss_limit=0.01", "--train.total_kimg=0.16"]
+    _, err = distgan(*words, code=3)
+    assert "loss/discriminator was beyond --train.loss_limit=0.01 in phase both of step 0 (images 0 to 15)" in err
+    [path] = tmp_path.glob("diverged-*.json")
+    evidence = json.loads(path.read_text())
+    values, norms = evidence["values"]["both"], evidence["gradient_norms"]["both"]
+    for network in ("generator", "discriminator"):
+        total = sum(norm**2 for name, norm in norms.items() if name.startswith(f"{network}/"))
+        assert np.isclose(values[f"grad_norm/{network}"], np.sqrt(total), rtol=1e-6)
+    _, err = distgan(*words, "--train.loss_limit=0")
+    assert "done" in err
 
 
 def test_compiled_batch_norm_over_replicas_is_refused(tmp_path):

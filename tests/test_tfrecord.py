@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import SMALL, distgan, numbers, rows, start
+from conftest import SMALL, distgan, finish, numbers, rows, start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -89,15 +89,17 @@ def test_same_losses(prepared, tmp_path):
     assert one == other
 
 
-def test_prepare_is_killed_and_goes_on(prepared, tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 75)])
+def test_prepare_is_stopped_and_goes_on(prepared, tmp_path, sent, code):
     words = (*PREPARE, f"--out={tmp_path}")
     process = start(*words)
     end = time.monotonic() + 60
     while not list(tmp_path.glob("*.tfrecord")):
         assert process.poll() is None
         assert time.monotonic() < end
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send_signal(sent)
+    _, err = finish(process, code)
+    assert err.endswith("start it again to go on\n") == (code == 75)
     assert not (tmp_path / "manifest.json").exists()
     first = next(tmp_path.glob("*.tfrecord"))
     written = first.stat().st_mtime_ns

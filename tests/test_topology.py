@@ -130,9 +130,7 @@ def test_split_batch():
 
 
 def test_uneven_shares():
-    assert topology.describe_batch(16, 3, 1) == (
-        "global batch 16 = (2 replicas x 5 + 1 x 6) x 1 accumulation steps"
-    )
+    assert topology.describe_batch(16, 3, 1) == ("global batch 16 = (2 replicas x 5 + 1 x 6) x 1 accumulation steps")
     topology.check_shares(16, 8, 2)
     with pytest.raises(UserError, match=r"9 workers cannot share the 8 images .* start at most 8 \(--max-np\)"):
         topology.check_shares(16, 9, 2)

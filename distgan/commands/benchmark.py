@@ -38,10 +38,10 @@ class Options(Config):
         "step",
         "rate beside a hand-written loop; process start to first step; peak memory; rate with and without the "
         "gradients' reduction; reductions by size, with a projection to more replicas; reading and decoding images; a "
-        "step's cost by part; metrics beside the usual ways",
-        choices=("step", "startup", "memory", "reduction", "allreduce", "data", "parts", "metrics"),
+        "step's cost by part; metrics beside the usual ways; what saves cost, and how fast they are",
+        choices=("step", "startup", "memory", "reduction", "allreduce", "data", "parts", "metrics", "checkpoint"),
     )
-    blocks: int = option(10, "alternating blocks of each loop (step, reduction)", minimum=1)
+    blocks: int = option(10, "alternating blocks of each loop (step, reduction, checkpoint)", minimum=1)
     block_seconds: float = option(3.0, "about how long a block takes (step, reduction)", above=0)
     metrics_count: int = option(50_000, "reals and fakes each (metrics)", minimum=10)
     metrics_size: int = option(2048, "features of an image (metrics)", minimum=1)
@@ -72,7 +72,8 @@ def run(options: Options) -> int:
         return _among_workers(options, config)
     else:
         devices.silence(options.verbosity)
-        result = _step(config, options.blocks, options.block_seconds) if options.what == "step" else _memory(config)
+        measures = {"step": _step, "checkpoint": _checkpoint, "memory": _memory}
+        result = measures[options.what](config, options)
     print(json.dumps({"what": options.what, "preset": options.preset, **result}, indent=1))
     return 0
 
@@ -146,7 +147,14 @@ def _open(config: Config) -> _Opened:
     return _Opened(runtime, images, state, advance)
 
 
-def _step(config: Config, blocks: int, block_seconds: float) -> dict[str, Any]:
+def _checkpoint(config: Config, options: Options) -> dict[str, Any]:
+    from distgan.commands import saving_costs
+
+    opened = _open(config)
+    return saving_costs.saving_costs(opened.advance, opened.state, config.train.global_batch, options.blocks)
+
+
+def _step(config: Config, options: Options) -> dict[str, Any]:
     train, objective = config.train, config.objective
     if (
         train.update_order != "simultaneous"
@@ -169,9 +177,9 @@ def _step(config: Config, blocks: int, block_seconds: float) -> dict[str, Any]:
             loop(1)
     start = time.perf_counter()
     loops["hand_written"](4)
-    steps = max(1, round(block_seconds / ((time.perf_counter() - start) / 4)))
+    steps = max(1, round(options.block_seconds / ((time.perf_counter() - start) / 4)))
     rates: dict[str, list[float]] = {name: [] for name in loops}
-    for block in range(blocks):
+    for block in range(options.blocks):
         for name in list(loops) if block % 2 else reversed(list(loops)):
             start = time.perf_counter()
             loops[name](steps)
@@ -181,7 +189,7 @@ def _step(config: Config, blocks: int, block_seconds: float) -> dict[str, Any]:
         "images_per_second": {name: round(statistics.median(each), 1) for name, each in rates.items()},
         "ratio": round(statistics.median(ratios), 4),
         "ratio_range": [round(min(ratios), 4), round(max(ratios), 4)],
-        "blocks": blocks,
+        "blocks": options.blocks,
         "steps_per_block": steps,
     }
 
@@ -231,7 +239,7 @@ def _hand_written(config: Config, images: Any) -> Callable[[int], None]:
     return lambda count: steps(tf.constant(count)) and None
 
 
-def _memory(config: Config) -> dict[str, Any]:
+def _memory(config: Config, options: Options) -> dict[str, Any]:
     from distgan.training import estimate
 
     opened = _open(config)

@@ -7,7 +7,9 @@ import os
 import platform
 import shutil
 import socket
+from pathlib import Path
 
+from distgan.commands import restart
 from distgan.config import RuntimeConfig, option, section
 from distgan.errors import Exit, UserError
 from distgan.runtime import control, devices, topology
@@ -18,6 +20,7 @@ from distgan.training.run_dir import versions
 class Options:
     """How to look."""
 
+    run_dir: str = option("", "a run: lists its checkpoints, verified, and what a restart would do")
     equivalence: bool = option(False, "train on this machine's replicas and on one, and compare gradients and weights")
     strategy: str = option(
         "auto",
@@ -30,6 +33,10 @@ class Options:
 
 def run(options: Options) -> int:
     """Prints one line a finding; returns 0 when a training run can start, and its replicas train as one."""
+    if options.run_dir:
+        for line in restart.describe(Path(options.run_dir)):
+            print(line)
+        return 0
     if options.equivalence:
         return _equivalence(options)
     for package, version in versions().items():

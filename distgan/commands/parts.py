@@ -17,9 +17,9 @@ from distgan.config import Config
 from distgan.data import pipeline
 from distgan.data.source import Description
 from distgan.runtime.base import Runtime
-from distgan.training.phases import batches_per_step, cycle, due, measured_keys, phases
+from distgan.training.phases import batches_per_step, cycle, due, phases
 from distgan.training.state import build_state
-from distgan.training.step import PhaseStep, build_step
+from distgan.training.step import PhaseStep, build_step, evidence_size, layer_paths
 
 
 class _Partial:
@@ -49,6 +49,10 @@ class _Forward(PhaseStep):
     def _gradients(self, *arguments: Any) -> Any:
         _, measured, _ = super()._gradients(*arguments)
         return {name: [] for name in self.phase.trains}, measured, {}
+
+    def run(self, batch: Any, ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        ok, measured, counts, _ = super().run(batch, ok)
+        return ok, measured, counts, tf.zeros([len(layer_paths(self.state, self.phase))])
 
 
 def parts(config: Config, images: Any, runtime: Runtime, blocks: int, block_seconds: float) -> dict[str, Any]:
@@ -101,7 +105,7 @@ def _loop(
     compiled = {}
     for those in dict.fromkeys(cycles):
         step = build_step(config, state, partial, [passes[phase.name] for phase in those])
-        compiled[those] = runtime.compile(step, batches_per_step(config), len(measured_keys(config)))
+        compiled[those] = runtime.compile(step, batches_per_step(config), evidence_size(config, state))
     reader = pipeline.Reader(images, config.data, config.seed)
     iterator = runtime.distribute(pipeline.batches(reader, 0, config.train, place.num_replicas, place.local_replicas))
 

@@ -22,7 +22,9 @@ from distgan.data.pixels import BadImage
 from distgan.data.source import Images
 from distgan.errors import UserError
 from distgan.runtime import devices
+from distgan.runtime.control import Control
 from distgan.tracking import console
+from distgan.training.stopping import Stop
 
 _SETTINGS = "settings.json"  # While shards are missing: what those that are there were made by.
 _NAMED = 20  # How many bad files the manifest names.
@@ -53,7 +55,9 @@ def run(options: Options) -> int:
     if images.shape[2] == 2:
         raise UserError(f"{images.name} has 2 channels, which no PNG of a shard can hold: 1, 3 or 4 can")
     try:
-        _prepare(options, images, Path(options.out), threads)
+        # Whatever moment it is stopped at, the next start goes on after the last whole shard.
+        with Stop(Control(), early="with whole shards kept; start it again to go on").watching():
+            _prepare(options, images, Path(options.out), threads)
     except OSError as error:
         raise UserError(f"--out={options.out}: cannot write {error.filename}: {error.strerror}") from None
     return 0

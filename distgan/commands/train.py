@@ -153,8 +153,8 @@ class _Training:
         if run.saver:
             control.before_leaving = run.saver.flush
         loop.train(run, self.stop)
-        if place.is_primary:
-            self._let_go(0)
+        control.release()
+        self._let_go(0)
         log.info("done: %g kimg, samples in %s", total / 1000, path / "samples")
 
     def _start(self) -> Any:
@@ -173,13 +173,15 @@ class _Training:
         return loop.Run(config, reader, runtime, state, None, Tracker([]), {})
 
     def _open_tracker(self, total: int) -> Any:
+        from distgan.tracking.tensorboard import TensorBoard
         from distgan.tracking.tracker import JsonLines, Sink, Tracker
         from distgan.tracking.wandb_run import open_wandb
 
         path = Path(self.config.run_dir)
         rows = JsonLines(path / "metrics.jsonl")
         wandb_run = open_wandb(self.config.tracking, configs.flatten(self.config), path)
-        sinks: list[Sink | None] = [rows, console.ProgressLine(total), wandb_run]
+        events = TensorBoard(path / "tensorboard") if self.config.tracking.tensorboard else None
+        sinks: list[Sink | None] = [rows, console.ProgressLine(total), wandb_run, events]
         return Tracker([sink for sink in sinks if sink], rows.last_images_seen)
 
     @contextlib.contextmanager
@@ -197,6 +199,7 @@ class _Training:
             raise
         finally:
             if exit_code >= 0:
+                self.stop.control.release()
                 self._let_go(exit_code)
 
     def _let_go(self, exit_code: int) -> None:

@@ -19,7 +19,8 @@ from distgan.errors import UserError
 
 log = logging.getLogger("distgan")
 
-_MOST_UNREADABLE = 0.01
+MOST_UNREADABLE = 0.01
+"""The share of images that may be left out."""
 
 
 class Batch(NamedTuple):
@@ -101,7 +102,7 @@ class Reader:
         if bad_index not in self.unreadable:
             self.unreadable.add(bad_index)
             log.warning("left out: %s", bad)
-        if len(self.unreadable) > _MOST_UNREADABLE * self.images.num_images:
+        if len(self.unreadable) > MOST_UNREADABLE * self.images.num_images:
             raise UserError(
                 f"{len(self.unreadable)} of {self.images.num_images} images of {self.images.name} cannot be read, the last: {bad}"
             )

@@ -31,6 +31,7 @@ log = logging.getLogger("distgan")
 
 _GRACE_SECONDS = 5.0  # From the end of all to this process' own, where its main thread is stuck in a collective.
 _FORCED_SECONDS = 1.0  # The same, where a signal's time is up.
+_PRIMARY_SECONDS = 30.0  # How long the others stay for the primary to end.
 _STRAGGLERS_SECONDS = 30.0  # How long a primary that fails early stays to tell those who have yet to come.
 
 
@@ -73,6 +74,9 @@ class Control:
             if ended is error:
                 raise
             raise ended from None
+
+    def release(self) -> None:
+        """From here on the main thread ends the process, in its own time: what waits in it has a limit of its own."""
 
     def force(self, text: str) -> None:
         """From any thread: ends all workers as stopped, whatever their main threads are doing."""
@@ -163,12 +167,18 @@ class Line(Control):
         if self._verdict.done():
             raise self._end()
 
+    def release(self) -> None:
+        self._taken = True
+
     def fail(self, error: BaseException) -> BaseException:
         self._taken = True
         verdict = error if isinstance(error, Ended | Regroup) else self._report(error)
         if isinstance(verdict, Regroup):
             return verdict
         _speak(verdict)
+        if self.rank and time.monotonic() - self._heard < 3 * BEAT_SECONDS:
+            # Launchers kill the rest once one has left, and the primary may have something to upload.
+            self._closed.wait(_PRIMARY_SECONDS)
         if self._hub and not self._begun.done():
             self._hub.complete.wait(min(self.limits.join_seconds, _STRAGGLERS_SECONDS))
         return verdict

@@ -151,5 +151,8 @@ class DistributedRuntime(Runtime):
 
         tf.distribute.get_replica_context().merge_call(on_all, args=(list(gradients), ok))
 
+    def devices(self) -> Sequence[str]:
+        return self.strategy.extended.worker_devices
+
     def local(self, value: Any) -> Sequence[Any]:
         return self.strategy.experimental_local_results(value)

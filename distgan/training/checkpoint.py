@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from safetensors.numpy import load, save
@@ -236,8 +236,13 @@ def _write_through(path: Path, data: bytes) -> None:
     """Writes a file and waits until the disk has it."""
     with path.open("wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        force(file)
+
+
+def force(file: IO[bytes]) -> None:
+    """Waits until the disk has what was written to a file."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:

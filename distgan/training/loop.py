@@ -7,7 +7,6 @@ alone. Calls are kept to about a second, so that a signal is answered soon (`rep
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -28,9 +27,9 @@ from distgan.runtime import devices
 from distgan.runtime.base import Runtime
 from distgan.tracking.console import log
 from distgan.tracking.tracker import Tracker
-from distgan.training import desync, scores
+from distgan.training import blackbox, desync, scores
 from distgan.training.checkpoint import Checkpoint
-from distgan.training.phases import batches_per_step, cycle, measured_keys, phases
+from distgan.training.phases import batches_per_step, cycle, phases
 from distgan.training.report import Clock, report
 from distgan.training.run_dir import RunDir
 from distgan.training.saving import Saver, Snapshots
@@ -192,7 +191,7 @@ def train(run: Run, stop: Stop) -> None:
         profile.stop(step + steps, last=not finite or seen + steps * run.images_per_step >= total or bool(stop.signal))
         control.at("between two calls", step + steps, patient=primary)
         if not finite:
-            raise Diverged(control.gather(diverged(run, evidence.numpy()) if primary else None)[0])
+            raise Diverged(control.gather(blackbox.write(run, evidence.numpy()) if primary else None)[0])
         before, seen = seen, seen + steps * run.images_per_step
         due = Every(*(crosses(interval, before, seen) for interval in every))
         best = bool(due.evaluation) and evaluate()
@@ -291,27 +290,3 @@ def write_reals(run: Run, sampler: Sampler) -> None:
 def snapshot(run: Run) -> Checkpoint:
     """A copy of the state as it stands, with what explains it."""
     return Checkpoint(run.state.arrays(), {"images_seen": run.images_seen, **run.facts, "best": run.best})
-
-
-def diverged(run: Run, evidence: np.ndarray) -> str:
-    """Saves what is known about a step that was not finite; returns it in words."""
-    seen = run.images_seen
-    keys = measured_keys(run.config)
-    phase, key = next(name for name, value in zip(keys, evidence, strict=True) if not np.isfinite(value))
-    values: dict[str, dict[str, str]] = {}
-    for (phase_name, name), value in zip(keys, evidence, strict=True):
-        values.setdefault(phase_name, {})[name] = repr(float(value))
-    path = run.path / f"diverged-{seen:012d}.json"
-    content = {
-        "step": seen // run.images_per_step,
-        "images_seen": seen,
-        "phase": phase,
-        "not_finite": key,
-        "values": values,
-        "image_numbers": [seen, seen + run.images_per_step - 1],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return (
-        f"{key} was not finite in phase {phase} of step {content['step']} (images {seen} to {seen + run.images_per_step - 1}); "
-        f"the weights are those before it, the evidence is in {path}"
-    )

@@ -124,6 +124,16 @@ def read_config(path: Path) -> dict[str, Any]:
     return _load(file)["config"] if file.exists() else {}
 
 
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """Every start of the run in a directory: `time`, `command`, `versions` and `git_revision`; none where there is no run.
+
+    Raises:
+      UserError: config.json is not readable.
+    """
+    file = path / "config.json"
+    return _load(file)["starts"] if file.exists() else []
+
+
 def versions() -> dict[str, str]:
     """The installed versions of what decides a run's numbers."""
     from importlib import metadata  # Slow to import, and help does not need it.

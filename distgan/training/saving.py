@@ -17,7 +17,7 @@ from distgan.tracking.console import log
 from distgan.training import checkpoint
 from distgan.training.checkpoint import Checkpoint
 
-_SNAPSHOT_SHARE = 0.02  # Of the time, for snapshots that nobody asked for.
+_SNAPSHOT_SHARE = 0.005  # Of the time, for snapshots that nobody asked for.
 _LAST_SECONDS = 60  # How long the last save tries, while a disk is full.
 
 
@@ -39,7 +39,7 @@ class Snapshots:
         return self.newest
 
     def refresh(self) -> None:
-        """Takes another one if it is time: as often as 2 % of the time allow."""
+        """Takes another one if it is time: as often as 0.5 % of the time allow."""
         if time.monotonic() - self._taken > self._cost / _SNAPSHOT_SHARE:
             self.take()
 

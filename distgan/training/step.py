@@ -54,6 +54,7 @@ class Outcome:
 def build_step(config: Config, state: TrainState, runtime: Runtime, passes: Sequence[PhaseStep]) -> Step:
     """The function of a step with the given ones of a run's phases."""
     images_per_step = config.train.global_batch * batches_per_step(config)
+    layers_by = {phase.name: len(layer_paths(state, phase)) for phase in phases(config)}
     measured_by = {phase.name: len(keys(config, phase)) for phase in phases(config)}
 
     @tf.autograph.experimental.do_not_convert
@@ -62,12 +63,14 @@ def build_step(config: Config, state: TrainState, runtime: Runtime, passes: Sequ
             runtime.assign(*zip(*rates, strict=True))
         ok = tf.constant(True)
         evidence = {name: tf.zeros([2 * size], tf.float64) for name, size in measured_by.items()}
+        layers = {name: tf.zeros([size], tf.float64) for name, size in layers_by.items()}
         taken = iter(batches)
         batch = None
         for phase in passes:
             batch = next(taken) if phase.phase.takes_batch else batch
-            ok, measured, counts = phase.run(batch, ok)
+            ok, measured, counts, norms = phase.run(batch, ok)
             evidence[phase.phase.name] = tf.cast(tf.concat([measured, counts], axis=0), tf.float64)
+            layers[phase.phase.name] = tf.cast(norms, tf.float64)
         halves = [tf.split(each, 2) for each in evidence.values()]
         measured, counts = (tf.concat(each, axis=0) for each in zip(*halves, strict=True))
 
@@ -87,9 +90,24 @@ def build_step(config: Config, state: TrainState, runtime: Runtime, passes: Sequ
                 state.report_counts + tf.where(ok, counts, 0),
             ],
         )
-        return ok, measured
+        return ok, tf.concat([measured, *layers.values()], axis=0)
 
     return step
+
+
+def evidence_size(config: Config, state: TrainState) -> int:
+    """Length of a step's evidence: all that is measured (`measured_keys`), then each phase's `layer_paths`."""
+    return len(measured_keys(config)) + sum(len(layer_paths(state, phase)) for phase in phases(config))
+
+
+def is_limited(key: str) -> bool:
+    """Whether --train.loss_limit holds for a measured value."""
+    return key.startswith(("loss/", "d_logits/"))
+
+
+def layer_paths(state: TrainState, phase: Phase) -> list[str]:
+    """The weights whose gradients' norms stand in a phase's evidence, in their order."""
+    return [variable.path for name in phase.trains for variable in state.network(name).trainable_variables]
 
 
 def compile_steps(config: Config, state: TrainState, runtime: Runtime) -> Callable[[Any, int], Any]:
@@ -105,7 +123,7 @@ def compile_steps(config: Config, state: TrainState, runtime: Runtime) -> Callab
 
     def compiled(those: Sequence[Phase]) -> Any:
         step = build_step(config, state, runtime, [passes[phase.name] for phase in those])
-        return runtime.compile(step, batches_per_step(config), len(measured_keys(config)))
+        return runtime.compile(step, batches_per_step(config), evidence_size(config, state))
 
     variants = {those: compiled(those) for those in {due(plan, step) for step in range(cycle(plan))}}
     if len(variants) == 1:
@@ -146,12 +164,12 @@ class PhaseStep:
         self.draws = self._find_draws()
         self.gradients = tf.function(self._gradients, jit_compile=True) if config.jit_compile else self._gradients
 
-    def run(self, batch: Any, ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Updates the trained networks if all is finite so far.
+    def run(self, batch: Any, ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Updates the trained networks if all is well so far: finite, and within the run's limit.
 
         Returns:
-          Whether it still is, what was measured (`keys`), and a 1 for each of it that counts: where the loss is scaled, the
-          norm of a gradient that overflowed does not, and its update is left out.
+          Whether it still is; what was measured (`keys`); a 1 for each of it that counts: where the loss is scaled, the norm
+          of a gradient that overflowed does not, and its update is left out; the norms of the gradients of `layer_paths`.
         """
         outcome = self._accumulate(batch)
         gradients = tf.nest.flatten(outcome.gradients)
@@ -159,10 +177,12 @@ class PhaseStep:
         reduced = tf.nest.pack_sequence_as(outcome.gradients, gradients)
         if self.scaled:
             reduced = {name: precision.unscale(reduced[name], self.state.kept[_scale(name)]) for name in reduced}
-        norms = {name: tf.linalg.global_norm(reduced[name]) for name in self.phase.trains}
+        # As tf.linalg.global_norm works it out, by the way of each weight's share.
+        halves = {name: tf.stack([tf.nn.l2_loss(each) for each in reduced[name]]) for name in self.phase.trains}
+        norms = {name: tf.sqrt(2 * tf.reduce_sum(half)) for name, half in halves.items()}
         finite = {name: tf.math.is_finite(norm) for name, norm in norms.items()}
         counts = [tf.ones_like(measured), *(tf.cast(each, measured.dtype)[None] for each in finite.values())]
-        ok = ok & tf.reduce_all(tf.math.is_finite(measured))
+        ok = ok & tf.reduce_all(tf.math.is_finite(measured)) & self._is_within_limit(measured)
         for name in self.phase.trains:
             ok = self._rescale(name, finite[name], ok) if self.scaled else ok & finite[name]
         for name in self.phase.trains:
@@ -170,7 +190,15 @@ class PhaseStep:
             clipped = _clip(reduced[name], norms[name], self.config.train.clip_norm)
             self.runtime.apply(self.state.optimizers[name], clipped, self.variables[name], applied)
         self._observe(outcome, measured, ok)
-        return ok, tf.concat([measured, tf.stack(list(norms.values()))], axis=0), tf.concat(counts, axis=0)
+        layers = tf.concat([tf.sqrt(2 * half) for half in halves.values()], axis=0)
+        return ok, tf.concat([measured, tf.stack(list(norms.values()))], axis=0), tf.concat(counts, axis=0), layers
+
+    def _is_within_limit(self, measured: tf.Tensor) -> tf.Tensor:
+        limit = self.config.train.loss_limit
+        if not limit:
+            return tf.constant(True)
+        held = [is_limited(key) for key in keys(self.config, self.phase)][: measured.shape[0]]
+        return tf.reduce_all(tf.abs(tf.boolean_mask(measured, held)) <= limit)
 
     def _rescale(self, name: str, finite: tf.Tensor, ok: tf.Tensor) -> tf.Tensor:
         """Moves a network's loss scale; returns whether all is well: what is not finite may be so by the scale."""

@@ -21,9 +21,17 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Stop:
     """Notes the first SIGTERM or SIGINT. A second SIGINT (Ctrl-C) ends the process at once; other signals change nothing."""
 
-    def __init__(self, control: Control, grace_seconds: float):
-        """Args: control: ends all workers; grace_seconds: how long the main thread may take to `answer`."""
-        self.control, self.grace_seconds = control, grace_seconds
+    def __init__(
+        self, control: Control, grace_seconds: float = 0, early: str = "before the first step; start it again"
+    ):
+        """Makes one.
+
+        Args:
+          control: ends all workers.
+          grace_seconds: how long the main thread may take to `answer`.
+          early: what is said where it need not.
+        """
+        self.control, self.grace_seconds, self.early = control, grace_seconds, early
         self.signal: signal.Signals | None = None
         self.doing: Callable[[], str] | None = None
         """What the main thread does, in words; None while there is nothing to save, and a signal need not wait."""
@@ -73,7 +81,7 @@ class Stop:
     def _force(self) -> None:
         if self._answered or not self.signal:
             return
-        text = f"stopped by {self.signal.name} before the first step; start it again"
+        text = f"stopped by {self.signal.name} {self.early}"
         if self.doing:
             text = f"stopped by {self.signal.name} while {self.doing()} took more than {self.grace_seconds:g} s; "
             text += "the state before it is saved, start it again to go on"
