@@ -20,7 +20,7 @@ import tensorflow as tf
 from distgan.config import Config, images
 from distgan.data import pipeline
 from distgan.data.pipeline import Reader
-from distgan.errors import Diverged, Stopped, UserError
+from distgan.errors import Diverged, Regroup, Stopped, UserError
 from distgan.evaluation.evaluator import GivenUp
 from distgan.evaluation.sampling import Sampler, save_grid
 from distgan.runtime import devices
@@ -118,6 +118,7 @@ def train(run: Run, stop: Stop) -> None:
     """Trains from where the state stands to the end.
 
     Raises:
+      Regroup: elastic workers came or went; called again with another runtime, it goes on.
       Stopped: a signal came; the state is saved.
       Diverged: a step was not finite; the weights are those before it, the evidence is saved.
       UserError: the state cannot be saved at the end, or with --checkpoint.on_error=fail before.
@@ -220,15 +221,18 @@ def train(run: Run, stop: Stop) -> None:
             report(run, clock, seen)
         if now.samples:
             write_samples(run, sampler, seen)
+        changes = control.changes()
         # Last, so that whoever goes on from here has nothing to make up for.
         if now.checkpoint or best:
             save(best)
-        elif run.snapshots:
-            run.snapshots.take() if now.snapshot else run.snapshots.refresh()
+        if run.snapshots and not (run.saver and (now.checkpoint or best)):
+            run.snapshots.take() if now.snapshot or changes else run.snapshots.refresh()
+        if changes and seen < total:
+            raise Regroup("workers were added or removed")
     write_samples(run, sampler, seen)
     # Saved before the last row, which may come early: a run that is made longer reports whole intervals again.
     save_last()
-    if run.state.report_counts.numpy().any():
+    if run.state.report_counts.numpy().any() and clock.steps:
         report(run, clock, seen)
 
 

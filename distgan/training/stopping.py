@@ -44,11 +44,6 @@ class Stop:
         self._answered = True
         self._timer.cancel()
 
-    def take_back(self) -> None:
-        """From the main thread: TensorFlow's server for several workers takes SIGTERM for itself when it starts."""
-        for each in _SIGNALS:
-            signal.signal(each, lambda *_: None)
-
     @contextmanager
     def watching(self) -> Iterator[Stop]:
         """Answers the signals within the block."""
