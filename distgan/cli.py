@@ -37,6 +37,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "presets": ("distgan.commands.presets", "list presets; with a NAME its whole config; with --parts every part"),
     "prepare": ("distgan.commands.prepare", "images, resized once, as TFRecord shards; or --check them"),
     "benchmark": ("distgan.commands.benchmark", "speed, start-up and memory of a preset on this machine, as JSON"),
+    "report": ("distgan.commands.report", "one HTML page of one or several runs, which opens from the disk"),
+    "dashboard": ("distgan.commands.dashboard", "the workspace of a W&B project"),
     "doctor": ("distgan.commands.doctor", "what this machine can do"),
 }
 

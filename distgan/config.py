@@ -219,6 +219,11 @@ class EvaluationConfig:
         0.0, "latents are cut to [-truncation, truncation]; 0 is none", minimum=0, may_change=True
     )
 
+    def requires(self) -> Iterator[str]:
+        """Yields what is wrong with the combination."""
+        if self.every_kimg and not self.metrics:
+            yield f"--evaluation.every_kimg={self.every_kimg:g} needs --evaluation.metrics, which names none"
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
@@ -286,6 +291,9 @@ class RuntimeConfig:
         may_change=True,
     )
     check_desync: bool = option(True, "compare all workers' weights at each report, bit by bit", may_change=True)
+    heartbeat: str = option(
+        "", "file that is touched each second while the worker gets on, for a cluster's probe", may_change=True
+    )
     profile_steps: str = option("", "FIRST:LAST steps to trace for TensorBoard's profiler, as 100:110", may_change=True)
 
     def profile_range(self) -> range:
@@ -331,6 +339,7 @@ class TrackingConfig:
     wandb_finish_seconds: float = option(
         120.0, "how long uploads may take at the end; 15 s after a signal", above=0, may_change=True
     )
+    tensorboard: bool = option(False, "TensorBoard's event files too, in RUN_DIR/tensorboard", may_change=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,3 +42,7 @@ class Ended(Exit):
 
 class Desynced(Exit):
     """The replicas' states are no longer the same: a bug, or a broken machine."""
+
+
+class Regroup(Exception):
+    """Elastic workers came or went, as the text says: those that are there form a group anew and go on."""

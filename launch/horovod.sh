@@ -37,21 +37,10 @@ awk=(awk)
   END { if (!found) printf "%s", text }
 ' <"$folder/errors" >&2 &
 reader=$!
-export DISTGAN_JOB="$folder" # By it this job's trainers are known.
+export DISTGAN_JOB="$folder"
 "${command[@]}" 2>"$folder/errors" > >(sed -u -E '/^(Process [0-9]+ exit with|Terminating remaining workers)/d; s/^\[[0-9]+\]<stdout>://') &
 job=$!
-# horovodrun kills its ranks 4.5 s after it is told to stop. One rank that is told itself is enough: all save, and leave.
-stop() {
-  local process told=0
-  for process in /proc/[0-9]*; do
-    if grep -qsz "^DISTGAN_JOB=$folder$" "$process/environ" && grep -qsz '^HOROVOD_RANK=' "$process/environ" &&
-      grep -qszx "$program" "$process/cmdline"; then
-      kill -TERM "${process#/proc/}" 2>/dev/null && told=1
-    fi
-  done
-  [ $told = 1 ] || kill -TERM $job 2>/dev/null || true
-}
-trap stop TERM INT
+trap 'stop_trainers "$program" $job' TERM INT
 status=0
 wait $job || status=$?
 while kill -0 $job 2>/dev/null; do # A signal ends the wait, and not the job.

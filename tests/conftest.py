@@ -94,8 +94,27 @@ def rows(run_dir):
 
 def numbers(row):
     """A row without times, speeds and memory, and without the count of restarts."""
-    varying = ("time/", "throughput/", "memory/", "progress/restarts")
+    varying = ("time/", "workers/", "throughput/", "memory/", "progress/restarts")
     return {key: value for key, value in row.items() if not key.startswith(varying)}
+
+
+def pytest_addoption(parser):
+    doc = "the whole of everything, which takes long: N faults at random moments (30)"
+    parser.addoption("--soak", nargs="?", const=30, default=0, type=int, metavar="N", help=doc)
+
+
+@pytest.fixture(scope="session")
+def soak(request):
+    """How many faults at random moments --soak asks for; 0 without it."""
+    return request.config.getoption("--soak")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves the long ones to `bash launch/test.sh --soak`."""
+    if not config.getoption("--soak"):
+        long = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture(scope="session", autouse=True)

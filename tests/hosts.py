@@ -1,5 +1,6 @@
 """Several hosts on one machine: network namespaces on a bridge, each with its name, its sshd and a run directory of its own."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,9 +13,9 @@ SSH_PORT = 2222
 NEEDED = ("ip", "nsenter", "unshare", "ssh", "ssh-keygen", "/usr/sbin/sshd")
 
 
-def missing():
+def missing(needed=NEEDED):
     """What this machine lacks for it, in words; empty where nothing is missing."""
-    lacks = [name for name in NEEDED if not shutil.which(name)]
+    lacks = [name for name in needed if not shutil.which(name)]
     return [*lacks, *([] if os.geteuid() == 0 else ["root"])]
 
 
@@ -28,6 +29,27 @@ def run(*words):
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{words}: {done.stderr}"
     return done.stdout
+
+
+def join(name, address, bridge):
+    """A network namespace with its interface eth0 on a bridge."""
+    run("ip", "netns", "add", space(name))
+    outer = f"{bridge}-{address.rpartition('.')[2]}"
+    run("ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space(name))
+    run("ip", "link", "set", outer, "master", bridge, "up")
+    run("ip", "-n", space(name), "address", "add", f"{address}/24", "dev", "eth0")
+    for device in ("lo", "eth0"):
+        run("ip", "-n", space(name), "link", "set", device, "up")
+
+
+def leave(name):
+    """Removes a namespace, and what runs there."""
+    if space(name) not in {line.split()[0] for line in run("ip", "netns", "list").splitlines() if line}:
+        return
+    for pid in run("ip", "netns", "pids", space(name)).split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    run("ip", "netns", "del", space(name))
 
 
 class Hosts:
@@ -66,16 +88,10 @@ class Hosts:
 
     def _start(self, name, table):
         self.own(name).mkdir()
-        run("ip", "netns", "add", space(name))
+        join(name, self.address(name), self.bridge)
         folder = Path("/etc/netns") / space(name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "hosts").write_text(table)
-        outer = f"{self.bridge}-{name[-1]}"
-        run("ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space(name))
-        run("ip", "link", "set", outer, "master", self.bridge, "up")
-        run("ip", "-n", space(name), "address", "add", f"{self.address(name)}/24", "dev", "eth0")
-        for device in ("lo", "eth0"):
-            run("ip", "-n", space(name), "link", "set", device, "up")
         key, config, pid_file = (self.folder / f"{name}.{kind}" for kind in ("key", "config", "pid"))
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
         config.write_text(
@@ -143,11 +159,8 @@ class Hosts:
         run("ip", "-n", space(name), "link", "set", "eth0", state)
 
     def _remove(self):
-        there = {line.split()[0] for line in run("ip", "netns", "list").splitlines() if line}
-        for name in [name for name in self.names if space(name) in there]:
-            for pid in run("ip", "netns", "pids", space(name)).split():
-                os.kill(int(pid), signal.SIGKILL)
-            run("ip", "netns", "del", space(name))
+        for name in self.names:
+            leave(name)
             shutil.rmtree(Path("/etc/netns") / space(name), ignore_errors=True)
         if Path("/sys/class/net", self.bridge).exists():
             run("ip", "link", "del", self.bridge)

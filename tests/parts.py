@@ -91,6 +91,23 @@ class _Slow(InMemory):
 
 
 @dataclasses.dataclass(frozen=True)
+class Gated:
+    """Digits that are read slowly until the file DISTGAN_TEST_GATE is there."""
+
+    def open(self, data):
+        return _Gated(**vars(Digits().open(data)))
+
+
+class _Gated(InMemory):
+    images_per_call = 4
+
+    def read(self, indices):
+        if not os.path.exists(os.environ["DISTGAN_TEST_GATE"]):
+            time.sleep(0.2)
+        return super().read(indices)
+
+
+@dataclasses.dataclass(frozen=True)
 class Averages:
     """An extractor: the mean colour of each of some bands of an image."""
 

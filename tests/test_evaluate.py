@@ -1,5 +1,7 @@
 """Scores: in training and after it, the same on any number of replicas, told with how they came about."""
 
+import dataclasses
+import functools
 import json
 import signal
 import sys
@@ -9,7 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SMALL, distgan, environment, finish, finish_all, launch, rows, start
+from parts import Averages
 from sklearn.datasets import load_digits
+
+from distgan import cli
+from distgan import config as configs
+from distgan.data.pixels import BadImage
+from distgan.data.source import InMemory
+from distgan.errors import UserError
+from distgan.evaluation import evaluator, protocols
+from distgan.runtime.base import Runtime
+from distgan.runtime.control import Control
+from distgan.runtime.topology import Topology
+from distgan.tracking.tracker import JsonLines
+from distgan.training import scores
 
 METRICS = ("--evaluation.metrics=fid,pr,dc,is,kid", "--evaluation.fid.count=300", "--evaluation.kid.count=300")
 METRICS += ("--evaluation.pr.count=200", "--evaluation.dc.count=200", "--evaluation.is.count=130")
@@ -104,13 +119,79 @@ def test_two_sets(tmp_path, cache):
     assert scores["precision"] == scores["recall"] == scores["coverage"] == 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Holes(InMemory):
+    """Images of which some can't be read."""
+
+    holes: tuple[int, ...] = ()
+
+    def read(self, indices):
+        for hole in set(self.holes) & set(indices.tolist()):
+            raise BadImage(f"image {hole} is torn")
+        return super().read(indices)
+
+
+def noise(count, holes=()):
+    images = np.random.default_rng(count).integers(0, 256, (count, 4, 4, 3), np.uint8)
+    return Holes(f"noise {holes}", images, None, holes=holes)
+
+
+def compared(reals, fakes, cache_dir, on_error):
+    """Of two sets of images, by the colours' averages."""
+    metrics = tuple(configs.choose(protocols.METRICS, name) for name in ("fid", "pr", "dc"))
+    runtime = Runtime(Topology("single", "", 1), Control())
+    sides = (evaluator.of_images(images, runtime, on_error) for images in (reals, fakes))
+    extractor = Averages().open(None, cache_dir)
+    return evaluator.evaluate(metrics, *sides, extractor, runtime, cache_dir, {})
+
+
+def test_unreadable_images_are_left_out(tmp_path):
+    reals, fakes = noise(300, (0, 70)), noise(200)
+    with pytest.raises(UserError, match=r"image 0 is torn \(--data.on_error=skip leaves it out\)"):
+        compared(reals, fakes, tmp_path, "fail")
+    there = InMemory("whole", np.delete(reals.images, reals.holes, 0), None)
+    whole = compared(there, fakes, tmp_path, "fail")
+    for _ in range(2):  # The second time from the cache.
+        found = compared(reals, fakes, tmp_path, "skip")
+        assert found.scores == pytest.approx(whole.scores, rel=1e-9)
+        assert [card["real_count"] for card in found.cards.values()] == [298] * 3
+        assert [card["count"] for card in found.cards.values()] == [200] * 3
+    with pytest.raises(UserError, match="4 of 300 images of noise .* cannot be read"):
+        compared(noise(300, (0, 70, 71, 299)), fakes, tmp_path / "others", "skip")
+
+
+def test_scores_that_are_not_finite(tmp_path, capsys):
+    """As a divergence from data that lacks a class: JSON has no infinity."""
+    rows_file = JsonLines(tmp_path / "rows.jsonl")
+    for number, (modes, kl) in enumerate([(9.0, 0.5), (10.0, float("inf"))]):
+        result = evaluator.Result({"modes": modes, "kl": kl}, {"modes": {"count": 100}}, {})
+        line = scores.as_json(result, number)
+        scores.append(tmp_path, line)
+        (tmp_path / f"{number}.json").write_text(scores.to_json(line))
+    for line in scores.read(tmp_path):  # As a run that goes on has them.
+        rows_file.row({"progress/images_seen": line["images_seen"], "eval/kl": line["scores"]["kl"]})
+    rows_file.close(0)
+    assert '"kl": null' in (tmp_path / "evaluations.jsonl").read_text()
+    assert '"kl": null' in (tmp_path / "1.json").read_text()
+    assert '"eval/kl": null' in (tmp_path / "rows.jsonl").read_text()
+    assert cli.main(["evaluate", str(tmp_path / "0.json"), str(tmp_path / "1.json")]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[1:] for row in table[1:]] == [["10", "nan"], ["9", "0.5"]]
+    for lower_is_better, best in ((True, 1.0), (False, 2.0)):
+        found = sorted(
+            [float("nan"), 2.0, float("-inf"), 1.0],
+            key=functools.partial(scores.sort_key, lower_is_better=lower_is_better),
+        )
+        assert found[0] == best
+
+
 def test_stopped_while_evaluating(tmp_path, cache):
     run_dir = tmp_path / "run"
     words = [f"--run_dir={run_dir}", *SMALL, cache, "--evaluation.every_kimg=0.064", "--evaluation.fid.count=500000"]
     process = start("train", *words, "--train.total_kimg=1", "--checkpoint.every_kimg=1")
     deadline = time.monotonic() + 200
-    # The cache holds the reals' statistics: where they are, the fakes' are being worked out.
-    while not list(Path(cache.partition("=")[2]).glob("statistics-*")) and time.monotonic() < deadline:
+    # The cache holds the reals' statistics: soon after the start the fakes' are being worked out.
+    while not (run_dir / "config.json").exists() and time.monotonic() < deadline:
         time.sleep(0.5)
     time.sleep(20)
     assert process.poll() is None
@@ -129,6 +210,11 @@ def test_stopped_while_evaluating(tmp_path, cache):
         ((), "evaluate needs --run_dir, or --real and --fake"),
         (("--real=/nowhere", "--fake=/nowhere"), "--real: --data.path=/nowhere: No such file or directory"),
         (("--run_dir=/nowhere",), "--run_dir=/nowhere holds no run"),
+        (
+            ("--real=a", "--fake=b", "--evaluation.metrics=class_fid"),
+            "class_fid compares classes, which --fake=b is not",
+        ),
+        (("--real=a", "--fake=b", "--evaluation.metrics="), "--evaluation.metrics names none"),
         (("/nowhere/result.json",), "/nowhere/result.json holds no result of distgan evaluate"),
     ],
 )
@@ -140,11 +226,8 @@ def test_mistakes_of_a_run(finished, refused, cache, tmp_path):
     run_dir, _ = finished
     words = ["evaluate", f"--run_dir={run_dir}", cache]
     assert "--checkpoint=17 is no checkpoint of" in refused(*words, "--checkpoint=17")
-    assert (
-        "needs at least 1000 fakes, there are 10"
-        in refused(*words, "--evaluation.metrics=kid", "--evaluation.kid.count=10")
-        or True
-    )
+    few = refused(*words, "--evaluation.metrics=kid", "--evaluation.kid.count=10")
+    assert "--evaluation.kid.count=10 is too few: --evaluation.metrics=kid needs" in few
     assert "class_fid compares class by class: it needs --model.conditional" in refused(
         *words, "--evaluation.metrics=class_fid"
     )

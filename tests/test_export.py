@@ -8,11 +8,17 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import SMALL, distgan, environment
+from alone import tensorflow_alone
+from conftest import SMALL, environment, finish_all, start
 from PIL import Image
 
 from distgan import cli, seeds
-from distgan.commands.sample import read_seeds
+from distgan import config as configs
+from distgan.commands.sample import _find_nearest, read_seeds
+from distgan.config import Config
+from distgan.data.pixels import BadImage
+from distgan.data.source import InMemory
+from distgan.errors import UserError
 
 BATCHES = (1, 3, 64, 100)
 TINY = (
@@ -23,28 +29,33 @@ TINY = (
 )
 RUNS = {
     "plain": (*SMALL, *TINY),
-    "classes": (*SMALL, *TINY, "--model.conditional", "--ema.statistics=standing"),
+    "classes": (*SMALL, *TINY, "--model.conditional", "--ema.statistics=standing", "--precision=mixed_float16"),
     "biggan": ("--preset=digits-biggan", "--model.generator_width=4", "--model.discriminator_width=4", *TINY),
+    "bfloat16": (*SMALL, *TINY, "--precision=mixed_bfloat16"),
+    "float64": (*SMALL, *TINY, "--precision=float64"),
 }
-NOTHING_BUT_TENSORFLOW = """
+LABELLED = ("classes", "biggan")
+DRAW = """
+import importlib.util
 import sys
 
-sys.modules.update(dict.fromkeys(("distgan", "keras", "tf_keras")))  # What is None there can't be imported.
-"""
-DRAW = """
 import numpy as np
 import tensorflow as tf
 
-asked, found = np.load(sys.argv[2]), {}
-draw = tf.saved_model.load(sys.argv[1]).signatures
-for count in (1, 3, 64, 100):
-    some = {name: tf.constant(asked[name][:count]) for name in ("latents", "seeds", "labels") if name in asked}
-    labels = {name: some[name] for name in some if name == "labels"}
-    found[f"latents{count}"] = draw["serving_default"](latents=some["latents"], **labels)["images"]
-    for truncation in (0.0, 0.7):
-        given = {"seeds": some["seeds"], "truncation": tf.constant(truncation), **labels}
-        found[f"seeds{count}/{truncation}"] = draw["seeds"](**given)["images"]
-np.savez(sys.argv[3], **found)
+for name in ("distgan", "safetensors", "sklearn", "wandb", "filelock", "google_crc32c", "horovod", "pytest"):
+    assert importlib.util.find_spec(name) is None, name
+folder, *names = sys.argv[1:]
+for name in names:
+    asked, found = np.load(f"{folder}/{name}-asked.npz"), {}
+    draw = tf.saved_model.load(f"{folder}/{name}-model/saved_model").signatures
+    for count in (1, 3, 64, 100):
+        latents, seeds = (tf.constant(asked[key][:count]) for key in ("latents", "seeds"))
+        labels = {"labels": tf.constant(asked["labels"][:count])} if "labels" in asked else {}
+        found[f"latents{count}"] = draw["serving_default"](latents=latents, **labels)["images"]
+        for truncation in (0.0, 0.7):
+            given = {"seeds": seeds, "truncation": tf.constant(truncation), **labels}
+            found[f"seeds{count}/{truncation}"] = draw["seeds"](**given)["images"]
+    np.savez(f"{folder}/{name}-found.npz", **found)
 """
 
 
@@ -52,8 +63,7 @@ np.savez(sys.argv[3], **found)
 def runs(tmp_path_factory):
     """Finished runs, each exported beside itself."""
     root = tmp_path_factory.mktemp("export")
-    for name, words in RUNS.items():
-        distgan("train", f"--run_dir={root / name}", *words)
+    finish_all([start("train", f"--run_dir={root / name}", *words) for name, words in RUNS.items()])
     score = {
         "images_seen": 64,
         "kimg": 0.064,
@@ -78,39 +88,57 @@ def sample(run_dir, out, *words):
 
 
 def alone(folder, code, *words):
-    """Runs code far from the repository, with neither distgan nor Keras."""
-    command = [sys.executable, "-I", "-c", NOTHING_BUT_TENSORFLOW + code, *map(str, words)]
+    """Runs code where there is nothing but TensorFlow."""
+    command = [tensorflow_alone(), "-I", "-c", code, *map(str, words)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(scope="module")
+def sampled(runs):
+    """What `distgan sample` draws of each run: the seeds 0 to 99, the same truncated, and 100 samples of seed 7."""
+    asked = {
+        "seeds": ("--sample.seeds=0-99",),
+        "cut": ("--sample.seeds=0-99", "--sample.truncation=0.7"),
+        "counted": ("--sample.count=100", "--sample.seed=7"),
+    }
+    return {
+        name: {key: sample(runs / name, runs / f"{name}-{key}.npz", *words) for key, words in asked.items()}
+        for name in RUNS
+    }
+
+
+@pytest.fixture(scope="module")
+def served(runs, sampled):
+    """What each SavedModel draws of the same seeds, latents and labels, with TensorFlow alone."""
+    for name, drawn in sampled.items():
+        size = json.loads((runs / name / "config.json").read_text())["config"]["model.latent_size"]
+        latents = seeds.normal(seeds.key(7, "sample/latents"), 0, 100, (size,)).numpy()
+        labels = {"labels": drawn["seeds"]["labels"]} if name in LABELLED else {}
+        np.savez(runs / f"{name}-asked.npz", latents=latents, seeds=drawn["seeds"]["seeds"], **labels)
+    alone(runs, DRAW, runs, *RUNS)
+    return {name: np.load(runs / f"{name}-found.npz") for name in RUNS}
+
+
 @pytest.mark.parametrize("name", RUNS)
-def test_a_saved_model_draws_the_samples_without_distgan(runs, tmp_path, name):
-    drawn = sample(runs / name, tmp_path / "seeds.npz", "--sample.seeds=0-99")
-    cut = sample(runs / name, tmp_path / "cut.npz", "--sample.seeds=0-99", "--sample.truncation=0.7")
-    counted = sample(runs / name, tmp_path / "counted.npz", "--sample.count=100", "--sample.seed=7")
-    size = json.loads((runs / name / "config.json").read_text())["config"]["model.latent_size"]
-    latents = seeds.normal(seeds.key(7, "sample/latents"), 0, 100, (size,)).numpy()
-    labels = {"labels": drawn["labels"]} if "labels" in drawn else {}
-    assert ("labels" in drawn) == (name != "plain")
-    np.savez(tmp_path / "asked.npz", latents=latents, seeds=drawn["seeds"], **labels)
-    alone(tmp_path, DRAW, runs / f"{name}-model" / "saved_model", tmp_path / "asked.npz", tmp_path / "found.npz")
-    found = np.load(tmp_path / "found.npz")
+def test_a_saved_model_draws_the_samples_with_tensorflow_alone(sampled, served, name):
+    drawn, found = sampled[name], served[name]
+    assert ("labels" in drawn["seeds"]) == (name in LABELLED)
     for count in BATCHES:
-        np.testing.assert_array_equal(found[f"latents{count}"], counted["images"][:count])
-        np.testing.assert_array_equal(found[f"seeds{count}/0.0"], drawn["images"][:count])
-        np.testing.assert_array_equal(found[f"seeds{count}/0.7"], cut["images"][:count])
-    assert (cut["images"] != drawn["images"]).any()
+        np.testing.assert_array_equal(found[f"latents{count}"], drawn["counted"]["images"][:count])
+        np.testing.assert_array_equal(found[f"seeds{count}/0.0"], drawn["seeds"]["images"][:count])
+        np.testing.assert_array_equal(found[f"seeds{count}/0.7"], drawn["cut"]["images"][:count])
+    assert (drawn["cut"]["images"] != drawn["seeds"]["images"]).any()
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_keras_file_draws_the_samples(runs, tmp_path, name):
+def test_a_keras_file_draws_the_samples(runs, sampled, name):
     import keras
 
     import distgan.models.saved  # noqa: F401
     from distgan.evaluation.sampling import to_uint8
 
-    drawn = sample(runs / name, tmp_path / "x.npz", "--sample.count=64", "--sample.seed=7")
+    drawn = {key: array[:64] for key, array in sampled[name]["counted"].items() if key != "label_names"}
     generator = keras.models.load_model(runs / f"{name}-model" / "generator.keras")
     latents = seeds.normal(seeds.key(7, "sample/latents"), 0, 64, (generator.latent_size,))
     images = to_uint8(generator(latents, labels=drawn.get("labels"))).numpy()
@@ -183,7 +211,7 @@ def test_an_arc_begins_and_ends_at_its_samples(runs, tmp_path):
     samples = sample(runs / "plain", tmp_path / "y.npz", "--sample.count=3")["images"]
     assert drawn.shape == (10, 16, 16, 1)
     np.testing.assert_array_equal(drawn[[0, 4, 5, 9]], samples[[0, 1, 1, 2]])
-    distgan(
+    here(
         "sample",
         f"--run_dir={runs / 'plain'}",
         "--sample.interpolate=5",
@@ -232,6 +260,23 @@ def test_the_nearest_training_image(runs, tmp_path):
     assert nearest(reals[[5]][:, :, ::-1], lambda each: (reals[each], each), 40, flip=False).distances > 0
 
 
+def test_the_nearest_image_that_can_be_read():
+    class Torn(InMemory):
+        def read(self, indices):
+            if 3 in indices:
+                raise BadImage("image 3 is torn")
+            return super().read(indices)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 1), np.uint8)
+    torn = Torn("torn", pixels, None)
+    skip, fail = (configs.build(Config, {"data.on_error": word}) for word in ("skip", "fail"))
+    found = _find_nearest(pixels[2:5], torn, skip)
+    assert found.indices[[0, 2]].tolist() == [2, 4]
+    assert found.indices[1] != 3
+    with pytest.raises(UserError, match="--sample.nearest: image 3 is torn"):
+        _find_nearest(pixels[:1], torn, fail)
+
+
 def test_single_files_are_a_data_set(runs, tmp_path):
     from distgan.config import DataConfig
     from distgan.data.folder import Folder
@@ -251,6 +296,17 @@ def test_checkpoint_and_weights_are_chosen(runs, tmp_path):
     raw = sample(runs / "plain", tmp_path / "raw.npz", "--sample.count=4", "--sample.weights=raw")["images"]
     assert (new != old).any()
     assert (new != raw).any()
+
+
+def test_without_out_nothing_is_overwritten(runs):
+    words = ("sample", f"--run_dir={runs / 'plain'}", "--sample.count=4")
+    here(*words)
+    first = (runs / "plain" / "sample-000000-seed0.png").read_bytes()
+    here(*words, "--sample.truncation=0.5")
+    here(*words[:-1], "--sample.seeds=1-3")
+    assert (runs / "plain" / "sample-000000-seed0.png").read_bytes() == first
+    assert (runs / "plain" / "sample-000000-seed0-2.png").read_bytes() != first
+    assert (runs / "plain" / "sample-000000-seeds.png").exists()
 
 
 def test_lists_of_seeds(refused, runs):

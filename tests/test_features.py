@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tensorflow.python.eager import context
 
 from distgan import config, registry
 from distgan.config import DataConfig
@@ -80,6 +81,20 @@ def test_wrong_images(images, tmp_path):
 def test_a_network_that_gives_what_it_does_not_say():
     with pytest.raises(ValueError, match=r"wrong gave \[64, 1\], not \[64, 2\]"):
         Features("wrong", "", 2, 0, "none", lambda pixels: (np.zeros((CHUNK, 1)), None))(random_images(1, 2, 2, 1))
+
+
+def test_devices_share_a_call():
+    where, together = [], threading.Barrier(2)
+
+    def chunk(pixels):
+        together.wait(timeout=20)  # Until the other device works, too.
+        where.append(context.context().device_name[-5:])
+        return pixels[:, 0, 0, :1], None
+
+    images = random_images(5 * CHUNK + 1, 2, 2, 1)
+    features, _ = Features("", "", 1, 0, "none", chunk, ("CPU:0", "CPU:1"))(images)
+    assert sorted(where) == ["CPU:0"] * 3 + ["CPU:1"] * 3
+    np.testing.assert_array_equal(features[:, 0], images[:, 0, 0, 0])
 
 
 def test_full_float32_within():

@@ -108,8 +108,11 @@ def test_hosts_train_and_survive(hosts, start):
     finish_all(start(hosts, two, [*words, f"--train.total_kimg={total / 1000}"]))
     log = (hosts.own("host1") / "log.txt").read_text()
     assert f"goes on at {saved / 1000:g} of {total / 1000:g} kimg" in log
-    # Nothing lost and nothing twice, over five starts.
+    # After a host less, a host more.
+    total += 96
+    finish_all(start(hosts, all_three, [*words, f"--train.total_kimg={total / 1000}"]))
+    # Nothing lost and nothing twice, over six starts.
     assert [row["progress/images_seen"] for row in rows(hosts.own("host1"))] == list(range(96, total + 1, 96))
     starts = json.loads((hosts.own("host1") / "config.json").read_text())
-    assert len(starts["starts"]) == 5
+    assert len(starts["starts"]) == 6
     assert os.listdir(hosts.own("host3")) == ["log.2.txt"]

@@ -27,23 +27,31 @@ def test_starting_at_k_equals_skipping_k(size, seed, start, count):
     assert together.tolist() == one_by_one
 
 
-@given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 4), st.integers(0, 10**9))
-def test_shares_are_disjoint_and_complete(replicas, micro_batch, steps, batch):
-    total = replicas * micro_batch * steps
-    places = np.arange(steps * micro_batch) + batch * steps * micro_batch
-    shares = [
-        index.dealt(places, total, steps, replicas, range(replica, replica + 1)).reshape(steps, micro_batch)
-        for replica in range(replicas)
-    ]
+@given(st.integers(1, 8), st.integers(1, 40), st.integers(1, 4), st.integers(0, 10**9))
+def test_shares_are_disjoint_and_complete(replicas, images, steps, batch):
+    total = images * steps
+
+    def own(among):
+        """The numbers that a worker of these replicas takes from a batch, [steps of each]."""
+        sizes = [len(index.share(images, replicas, replica)) for replica in among]
+        assert max(sizes) - min(sizes) <= 1
+        places = np.arange(steps * sum(sizes)) + batch * steps * sum(sizes)
+        return index.dealt(places, total, steps, replicas, among), sizes
+
+    shares = []
+    for replica in range(replicas):
+        numbers, [size] = own(range(replica, replica + 1))
+        shares.append(numbers.reshape(steps, size))
     # A worker of all replicas takes their shares one after the other.
-    whole = index.dealt(np.arange(total) + batch * total, total, steps, replicas, range(replicas))
+    whole, sizes = own(range(replicas))
+    assert sum(sizes) == images
     assert whole.tolist() == np.concatenate(shares, axis=None).tolist()
-    assert sorted(np.concatenate(shares, axis=None)) == list(range(batch * total, (batch + 1) * total))
+    assert sorted(whole) == list(range(batch * total, (batch + 1) * total))
     for step in range(steps):
         # Micro-batch i of all replicas together does not depend on how many they are.
-        first = batch * total + step * replicas * micro_batch
+        first = batch * total + step * images
         together = np.concatenate([share[step] for share in shares])
-        assert together.tolist() == list(range(first, first + replicas * micro_batch))
+        assert together.tolist() == list(range(first, first + images))
 
 
 def test_epochs_and_seeds_differ():
@@ -83,6 +91,17 @@ def test_pipeline_serves_the_same_images_at_any_scale(replicas):
     pixels, labels = reader(np.arange(36, 84))
     expected = [(image.tobytes(), int(label)) for image, label in zip(pixels, labels, strict=True)]
     assert [served[number] for number in sorted(served)] == expected
+
+
+def test_workers_of_uneven_shares():
+    images = Synthetic(num_images=50, native_resolution=8, channels=1).open(DataConfig())
+    train, reader = TrainConfig(global_batch=14, accumulation_steps=2), pipeline.Reader(images, DataConfig(), 0)
+    served = []
+    for replica, size in enumerate((2, 2, 3)):
+        for batch in pipeline.batches(reader, 1, train, 3, range(replica, replica + 1)).take(2).as_numpy_iterator():
+            assert batch.images.shape == (2, size, 8, 8, 1)
+            served += [int(first) + offset for first in batch.first for offset in range(size)]
+    assert sorted(served) == list(range(14, 42))
 
 
 def test_flips_are_keyed_by_image_number():

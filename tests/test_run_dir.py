@@ -1,13 +1,12 @@
-"""The run directory: what is written, who may write, and disks that are full or read-only (real ones, in memory)."""
+"""The run directory: what is written, who may write, and a disk that is read-only."""
 
-import contextlib
 import json
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 from conftest import SMALL, distgan, finish, rows, start
+from faults import memory_disk
 from PIL import Image
 from wandb_files import history
 
@@ -162,44 +161,10 @@ def test_sample_out(finished, refused, tmp_path):
     assert "does not exist" in refused("sample", f"--run_dir={run_dir}", f"--out={tmp_path / 'no' / 'x.png'}")
 
 
-@contextlib.contextmanager
-def memory_disk(folder, options):
-    """A small disk of its own on a folder."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_read_only_disk(tmp_path, refused):
     with memory_disk(tmp_path / "disk", "size=1m,ro") as disk:
         line = refused("train", f"--run_dir={disk / 'run'}")
     assert f"--run_dir={disk / 'run'} cannot be written: Read-only file system" in line
-
-
-def test_full_disk(tmp_path):
-    """Nothing that was whole is lost, and with room the run goes on."""
-    words = ["train", f"--run_dir={tmp_path / 'disk' / 'run'}", *SMALL]
-    words += [
-        "--train.total_kimg=0.32",
-        "--checkpoint.every_kimg=0.016",
-        "--checkpoint.keep=100",
-        "--train.sample_kimg=0",
-    ]
-    with memory_disk(tmp_path / "disk", "size=2m") as disk:
-        _, err = distgan(*words, code=2)
-        assert "cannot write" in err
-        assert "No space left on device" in err
-        assert "Traceback" not in err
-        saved = sorted(path.name for path in (disk / "run" / "checkpoints").iterdir())
-        assert saved
-        assert all(name.isdigit() for name in saved)
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        _, err = distgan(*words)
-        assert f"goes on at {int(saved[-1]) / 1000:g} of 0.32 kimg" in err
-        assert rows(disk / "run")[-1]["progress/images_seen"] == 320
 
 
 def traced(run_dir):

@@ -127,3 +127,25 @@ def test_split_batch():
         topology.split_batch(100, 8, 1)
     with pytest.raises(UserError, match="nearest legal values are 8$"):
         topology.split_batch(5, 8, 1)
+
+
+def test_uneven_shares():
+    assert topology.describe_batch(16, 3, 1) == ("global batch 16 = (2 replicas x 5 + 1 x 6) x 1 accumulation steps")
+    topology.check_shares(16, 8, 2)
+    with pytest.raises(UserError, match=r"9 workers cannot share the 8 images .* start at most 8 \(--max-np\)"):
+        topology.check_shares(16, 9, 2)
+    with pytest.raises(UserError, match="is not divisible"):
+        topology.check_shares(15, 2, 2)
+
+
+def test_elastic_slots_of_one_machine_have_a_gpu_each():
+    ranks = {"HOROVOD_RANK": "2", "HOROVOD_SIZE": "3", "HOROVOD_LOCAL_RANK": "0", "HOROVOD_LOCAL_SIZE": "1"}
+    third = topology.find_workers(ranks | {"HOROVOD_ELASTIC": "1", "HOROVOD_HOSTNAME": "127.001"})
+    assert third.elastic
+    assert third.local_rank == 2
+    assert topology.choose("auto", 3, 1, third).local_rank == 2
+    with pytest.raises(UserError, match="slot 3 of a host with 2 GPUs"):
+        topology.choose("auto", 2, 1, third)
+    other = topology.find_workers(ranks | {"HOROVOD_ELASTIC": "1", "HOROVOD_HOSTNAME": "host1"})
+    assert (other.elastic, other.local_rank) == (True, 0)
+    assert not topology.find_workers(ranks).elastic

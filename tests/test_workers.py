@@ -142,7 +142,7 @@ def test_divergence_ends_all_with_its_code(tmp_path, launcher):
 def test_a_signal_to_one_worker_saves_and_stops_all(tmp_path):
     processes = workers([f"--run_dir={tmp_path}", *SMALL, "--train.total_kimg=1000", "--train.report_kimg=0.032"])
     end = time.monotonic() + 120
-    while not (tmp_path / "metrics.jsonl").exists():
+    while not ((tmp_path / "metrics.jsonl").exists() and rows(tmp_path)):  # The file is there before the first step.
         assert time.monotonic() < end
         time.sleep(0.1)
     processes[1].send_signal(signal.SIGTERM)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def run(options: Options, *results: str) -> int:
         raise UserError(f"--run_dir={options.run_dir} holds no run")
     asked = {name: value for name, value in configs.flatten(options).items() if name.startswith(_SHARED)}
     config = configs.build(Config, {**values, **asked})
-    problems = [line for part in config.evaluation.metrics for line in part.options.requires(config)]
+    problems = list(_problems(options, config))
     if problems:
         raise UserError("; ".join(problems))
     workers = topology.find_workers(topology.read_environment(), config.runtime.workers, config.runtime.peers)
@@ -80,31 +79,30 @@ def run(options: Options, *results: str) -> int:
     return 0
 
 
+def _problems(options: Options, config: Config) -> Iterator[str]:
+    if not config.evaluation.metrics:
+        yield "--evaluation.metrics names none"
+    for part in config.evaluation.metrics:
+        if options.fake and part.options.labelled:
+            yield f"--evaluation.metrics={part.name} compares classes, which --fake={options.fake} is not asked to be of"
+        else:
+            yield from part.options.requires(config)
+
+
 def _of_run(options: Options, config: Config, runtime: Any) -> dict[str, Any] | None:
     from distgan.evaluation import evaluator
     from distgan.evaluation.sampling import Sampler
     from distgan.training import checkpoint, scores
-    from distgan.training.state import build_network
 
     images = config.data.source.options.open(config.data)
     folder = Path(options.run_dir) / "checkpoints"
-    info: Any = None
-    arrays: Mapping[str, Any] = {}
+    saved = checkpoint.Checkpoint({}, {})
     if runtime.topology.is_primary:
         saved = checkpoint.find(folder, options.checkpoint, "checkpoint")
-        info, arrays = dict(saved.info), saved.arrays
-    info = runtime.control.gather(info)[0]
+    info = runtime.control.gather(dict(saved.info))[0]
     description = Description.from_json(info)
     with runtime.scope():
-        generator = build_network(config, description, "generator", trained.WEIGHTS[options.weights])
-    if runtime.topology.is_primary:
-        for variable in generator.variables:
-            array = arrays.get(variable.path)
-            if array is None or tuple(array.shape) != tuple(variable.shape):
-                raise UserError(
-                    f"--run_dir={options.run_dir}: the checkpoint is of another model ({variable.path} is not its)"
-                )
-            variable.assign(array)
+        generator = trained.build_generator(options.run_dir, config, description, options.weights, saved.arrays)
     runtime.broadcast([variable.value for variable in generator.variables])
     extractor = scores.open_extractor(config, images, runtime)
     sampler = Sampler(config, generator, description)
@@ -116,7 +114,7 @@ def _of_run(options: Options, config: Config, runtime: Any) -> dict[str, Any] | 
     }
     result = evaluator.evaluate(
         config.evaluation.metrics,
-        evaluator.of_images(images, runtime),
+        evaluator.of_images(images, runtime, config.data.on_error),
         evaluator.of_generator(sampler, runtime, config.evaluation, description.label_counts),
         extractor,
         runtime,
@@ -135,15 +133,10 @@ def _of_sets(options: Options, config: Config, runtime: Any) -> dict[str, Any] |
     from distgan.training import scores
 
     reals, fakes = (_open_set(path, flag, config) for path, flag in ((options.real, "real"), (options.fake, "fake")))
-    for part in config.evaluation.metrics:
-        if part.options.labelled:
-            raise UserError(
-                f"--evaluation.metrics={part.name} compares classes, which --fake={options.fake} is not asked to be of"
-            )
     result = evaluator.evaluate(
         config.evaluation.metrics,
-        evaluator.of_images(reals, runtime),
-        evaluator.of_images(fakes, runtime),
+        evaluator.of_images(reals, runtime, config.data.on_error),
+        evaluator.of_images(fakes, runtime, config.data.on_error),
         scores.open_extractor(config, reals, runtime),
         runtime,
         scores.cache_dir(config),
@@ -169,6 +162,8 @@ def _open_set(path: str, flag: str, config: Config) -> Images:
 
 
 def _tell(options: Options, result: Mapping[str, Any]) -> None:
+    from distgan.training import scores
+
     for name, value in result["scores"].items():
         print(f"{name:<24} {value:.6g}")
     cards = {name: {key: value for key, value in card.items() if value != ""} for name, card in result["cards"].items()}
@@ -176,12 +171,13 @@ def _tell(options: Options, result: Mapping[str, Any]) -> None:
     shared = {key: value for key, value in first.items() if all(card.get(key) == value for card in others)}
     print("  all: " + _spell(shared))
     for name, card in cards.items():
-        print(f"  {name}: " + _spell({key: value for key, value in card.items() if key not in {*shared, "metric"}}))
+        if own := {key: value for key, value in card.items() if key not in {*shared, "metric"}}:
+            print(f"  {name}: " + _spell(own))
     for name, value in result["costs"].items():
         print(f"  {name}: {value:.2f}")
     if options.out:
         with trained.writing(Path(options.out)) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
+            temporary.write_text(scores.to_json(result, indent=1) + "\n")
 
 
 def _spell(card: Mapping[str, Any]) -> str:
@@ -194,14 +190,15 @@ def _read(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is none.
     """
+    from distgan.training.scores import from_json
+
     try:
         if path.is_dir():
-            lines = (path / "evaluations.jsonl").read_text().splitlines()
-            found = json.loads(lines[-1])
+            found = from_json((path / "evaluations.jsonl").read_text().splitlines()[-1])
         else:
-            found = json.loads(path.read_text())
+            found = from_json(path.read_text())
         return {"name": str(path), "scores": dict(found["scores"]), "cards": dict(found["cards"])}
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(f"{path} holds no result of distgan evaluate: {error}") from None
 
 
@@ -215,10 +212,15 @@ def _ranked(results: Sequence[Mapping[str, Any]]) -> list[str]:
     Raises:
       UserError: two results were not got in the same way.
     """
+    from distgan.training.scores import sort_key
+
     first, *others = results
     for other in others:
-        for metric in sorted(first["cards"].keys() | other["cards"].keys()):
-            one, two = (each["cards"].get(metric, {}) for each in (first, other))
+        if lacking := first["cards"].keys() ^ other["cards"].keys():
+            told = f"{', '.join(sorted(lacking))} in one of them alone"
+            raise UserError(f"{first['name']} and {other['name']} can't be ranked: {told}")
+        for metric in first["cards"]:
+            one, two = (each["cards"][metric] for each in (first, other))
             keys = [
                 key for key in sorted(one.keys() | two.keys()) if key not in _JUDGED and one.get(key) != two.get(key)
             ]
@@ -227,7 +229,7 @@ def _ranked(results: Sequence[Mapping[str, Any]]) -> list[str]:
                 raise UserError(f"{first['name']} and {other['name']} can't be ranked by {metric}: {told}")
     metric = next(iter(first["cards"]))
     part = configs.choose(configs.registry.locate("distgan.evaluation.protocols:METRICS"), metric).options
-    ordered = sorted(results, key=lambda each: each["scores"][part.main], reverse=not part.lower_is_better)
+    ordered = sorted(results, key=lambda each: sort_key(each["scores"][part.main], part.lower_is_better))
     names = list(first["scores"])
     width = max(len(each["name"]) for each in results)
     lines = [f"{'':<{width}}  " + "  ".join(f"{name:>12}" for name in names)]

@@ -56,8 +56,9 @@ def run(options: Options) -> int:
     from distgan.evaluation import export
     from distgan.evaluation.sampling import Sampler, save_grid
 
-    generator = trained.build_generator(options.run_dir, config, saved, options.export.weights)
-    sampler = Sampler(config, generator, Description.from_json(saved.info))
+    description, weights = Description.from_json(saved.info), options.export.weights
+    generator = trained.build_generator(options.run_dir, config, description, weights, saved.arrays)
+    sampler = Sampler(config, generator, description)
     out = Path(options.out)
     with trained.writing(out) as folder:
         folder.mkdir()
@@ -67,7 +68,7 @@ def run(options: Options) -> int:
         export.save_keras(sampler, folder / "generator.keras")
         differences = export.check_graph(sampler, folder / "saved_model")
         checks = [_tell(name, difference) for name, difference in differences.items()]
-        card = "\n".join(_card(sampler, saved.info, options.export.weights, scores, checks)) + "\n"
+        card = "\n".join(_card(sampler, saved.info, weights, scores, checks)) + "\n"
         (folder / "README.md").write_text(card)
     for path in sorted(out.iterdir()):
         print(f"{sum(each.stat().st_size for each in _files(path)):>12,} bytes  {path}")
@@ -229,7 +230,7 @@ def _score_lines(scores: list[dict[str, Any]], images_seen: int, weights: str) -
         yield ""
     yield "| metric | score |"
     yield "|---|---|"
-    yield from (f"| {name} | {score} |" for name, score in line["scores"].items())
+    yield from (f"| {name} | {'not finite' if score is None else score} |" for name, score in line["scores"].items())
     yield ""
     yield "How they were worked out; scores with other cards can't be compared:"
     yield ""

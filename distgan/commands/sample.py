@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ import numpy as np
 
 from distgan.commands import trained
 from distgan.config import Config, option, section, split_names
-from distgan.data.source import Description, Images
+from distgan.data.pixels import BadImage
+from distgan.data.source import Description, Images, readable
 from distgan.errors import UserError
 from distgan.runtime import devices
 from distgan.training import checkpoint
@@ -62,7 +64,7 @@ class Options:
         "",
         "a new .png (grid), FOLDER/ (000000.png, ... and of conditional runs dataset.json, as --data.source=folder reads it) or "
         ".npz (images, uint8 [N,H,W,C]; of conditional runs labels, int32 [N], and label_names; seeds and nearest images where "
-        "asked for); by default a grid in --run_dir",
+        "asked for); by default a grid under a name in --run_dir that is not taken",
     )
     sample: SampleOptions = section(SampleOptions)
     verbosity: int = option(0, "1 shows TensorFlow's own log", minimum=0, maximum=1)
@@ -105,15 +107,15 @@ def run(options: Options) -> int:
 
     from distgan.evaluation.sampling import Sampler
 
-    generator = trained.build_generator(options.run_dir, config, saved, asked.weights)
+    generator = trained.build_generator(options.run_dir, config, description, asked.weights, saved.arrays)
     sampler = Sampler(config, generator, description)
     drawn = _draw(sampler, asked, numbers, labels)
     if images:
         drawn = dataclasses.replace(drawn, nearest=_find_nearest(drawn.images, images, config))
 
     kimg = saved.info["images_seen"] // 1000
-    which = f"seeds{asked.seeds}" if asked.seeds else f"seed{asked.seed}"
-    out = Path(options.out or Path(options.run_dir) / f"sample-{kimg:06d}-{which}.png")
+    which = "seeds" if asked.seeds else f"seed{asked.seed}"
+    out = Path(options.out) if options.out else _free(Path(options.run_dir), f"sample-{kimg:06d}-{which}")
     with trained.writing(out) as temporary:
         if options.out.endswith("/"):
             _write_folder(temporary, drawn, bool(sampler.num_classes))
@@ -167,6 +169,12 @@ def find_labels(text: str, config: Config, description: Description) -> list[int
             allowed = f"{', '.join(names[:20])}{', ...' if names[20:] else ''}"
             raise UserError(f"--sample.label={word} is none of {allowed} (0 to {len(names) - 1})")
     return [names.index(word) if word in names else int(word) for word in words] or list(range(len(names)))
+
+
+def _free(folder: Path, name: str) -> Path:
+    """A picture's path that is not taken: `name.png`, `name-2.png`, ..."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in (folder / f"{each}.png" for each in names) if not path.exists())
 
 
 def _in_rows(asked: SampleOptions) -> bool:
@@ -227,19 +235,14 @@ def _open_data(run_dir: str, config: Config, info: Any) -> Images:
 
 
 def _find_nearest(samples: np.ndarray, images: Images, config: Config) -> Nearest:
-    from distgan.data.pixels import BadImage
     from distgan.evaluation.nearest import nearest
 
     def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:
-            return images.read(indices)[0], indices
+            pixels, _, those = readable(images, indices, config.data.on_error)
         except BadImage as bad:
-            if config.data.on_error == "fail":
-                raise UserError(str(bad)) from None
-            if len(indices) == 1:
-                return np.zeros((0, *images.shape), np.uint8), indices[:0]
-        halves = [read(half) for half in np.array_split(indices, 2)]
-        return np.concatenate([half[0] for half in halves]), np.concatenate([half[1] for half in halves])
+            raise UserError(f"--sample.nearest: {bad}") from None
+        return pixels, those
 
     return nearest(samples, read, images.num_images, config.data.flip)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,9 @@ from distgan import config as configs
 from distgan import presets
 from distgan.config import Config, option
 from distgan.data.source import Description, Images
-from distgan.errors import Diverged, Exit, UserError
+from distgan.errors import Diverged, Exit, Regroup, Stopped, UserError
 from distgan.runtime import devices, topology
-from distgan.runtime.control import Control
+from distgan.runtime.control import Control, Group
 from distgan.tracking import console
 from distgan.tracking.console import log
 from distgan.training.run_dir import RunDir, read_config, versions
@@ -51,9 +54,9 @@ def run(options: Options) -> int:
     if workers and workers.strategy == "horovod":
         devices.silence(options.verbosity)
     with Stop(Control(), _grace_seconds(config, workers)).watching() as stop:
-        stop.control = control = devices.connect(config, workers)
-        with control.together():
-            _run(options, config, workers, control, stop)
+        training = _Training(options, config, stop)
+        with training.recorded():
+            devices.in_groups(config, workers, training.work)
     return 0
 
 
@@ -63,27 +66,171 @@ def _grace_seconds(config: Config, workers: topology.Workers | None) -> float:
     return config.checkpoint.grace_seconds or (2 if by_horovodrun else 30)
 
 
-def _run(options: Options, config: Config, workers: topology.Workers | None, control: Control, stop: Stop) -> None:
-    config = _agree_on_config(options, config, control)
-    images = open_images(config)
-    devices.silence(options.verbosity)
-    runtime = devices.open_runtime(config, workers, control)
-    _agree_on_versions(images, runtime)
-    from distgan.training import phases
+class _Training:
+    """This process' part in a run; elastic workers have one in each group of workers after the other."""
 
-    problems = list(phases.problems(config, runtime.topology.num_replicas))
-    if problems:
-        raise UserError("; ".join(problems))
-    if runtime.topology.is_primary:
-        log_topology(config, runtime.topology)
-    else:
-        train = config.train
-        topology.split_batch(train.global_batch, runtime.topology.num_replicas, train.accumulation_steps)
-    if options.dry_run:
-        describe(config, images, runtime)
-    else:
-        _train(config, images, runtime, stop)
-    runtime.close()
+    def __init__(self, options: Options, config: Config, stop: Stop):
+        self.options, self.config, self.stop = options, config, stop
+        self.images: Any = None
+        self.runtime: Any = None
+        self.run: Any = None
+        """The `loop.Run`."""
+
+    def work(self, group: Group) -> None:
+        """Trains in a group of workers to the end.
+
+        Raises:
+          Regroup: a worker came or went; `work` is called again.
+        """
+        control = self.stop.control = group.control
+        config = self.config = _agree_on_config(self.options, self.config, control)
+        if self.images is None:
+            self.images = open_images(config)
+            devices.silence(self.options.verbosity)
+        if self.runtime is None:
+            self.runtime = devices.open_runtime(config, group.workers, control)
+        else:
+            self.runtime = self.runtime.regrouped(group)
+        runtime = self.runtime
+        _agree_on_versions(self.images, runtime)
+        from distgan.training import phases
+
+        problems = list(phases.problems(config, runtime.topology.num_replicas))
+        if problems:
+            raise UserError("; ".join(problems))
+        shares = (config.train.global_batch, runtime.topology.num_replicas, config.train.accumulation_steps)
+        topology.check_shares(*shares) if control.elastic else topology.split_batch(*shares)
+        if group.reason:
+            log.info(topology.describe_batch(*shares))
+        elif runtime.topology.is_primary:
+            log_topology(config, runtime.topology)
+        if self.options.dry_run:
+            describe(config, self.images, runtime)
+        else:
+            with self.recorded():
+                self._train(group)
+        runtime.close()
+
+    def _train(self, group: Group) -> None:
+        from distgan.tracking.tracker import JsonLines, Tracker
+        from distgan.training import checkpoint, loop
+
+        config, runtime, control, images = self.config, self.runtime, group.control, self.images
+        place, path, total = runtime.topology, Path(config.run_dir), configs.images(config.train.total_kimg)
+        control.at("building the networks", 0, patient=True)
+        if self.run is None:
+            self.run = self._start()
+        run = self.run
+        run.runtime = runtime
+        if not place.is_primary:
+            self._let_go(Stopped.code)  # Another process goes on with it.
+        if control.elastic:
+            control.gather("networks built, run directory let go")
+        opens = place.is_primary and run.directory is None
+        saved = run.snapshots.newest if run.snapshots else None
+        if opens:
+            if group.workers is None or group.reason:
+                console.start_log()
+                console.log_to(path / "log.txt")
+            run.directory = RunDir(path, config, images.fingerprint, _LET_GO_SECONDS if group.reason else 0)
+            on_disk = checkpoint.newest(run.directory.checkpoints, repair=True)
+            run.best = on_disk.info.get("best") if on_disk else None
+            saved = saved or on_disk
+            rows = JsonLines(path / "metrics.jsonl")
+            run.tracker = Tracker([rows])
+        run.state.share(saved.arrays if saved else None, runtime)
+        seen = run.images_seen
+        if group.reason:
+            log.info("%s", _told(group, place.world_size, seen))
+        else:
+            log.info("%s at %g of %g kimg in %s", "goes on" if seen else "starts", seen / 1000, total / 1000, path)
+            lacking = opens and loop.lacks(config, run.state, path, rows.last_images_seen)
+            if seen >= total and not control.gather(lacking)[0]:
+                log.info("nothing left to do: raise --train.total_kimg, or choose another --run_dir")
+                return
+        run.facts = _facts(config, images, run.state.description, place, run.directory)
+        if place.is_primary or control.elastic:
+            run.snapshots = run.snapshots or Snapshots(lambda: loop.snapshot(run))
+        if opens:
+            run.tracker = self._open_tracker(rows, total)
+            if on_disk and not group.reason:
+                run.scores = dict(on_disk.info.get("scores", {}))
+            run.saver = Saver(run.directory.checkpoints, config.checkpoint, run.snapshots, seen if on_disk else -1)
+            tell = run.tracker.checkpoint
+            run.saver.tell_of = lambda folder, taken, best: tell(folder, taken.images_seen, best, taken.info)
+        if run.saver:
+            control.before_leaving = run.saver.flush
+        loop.train(run, self.stop)
+        control.release()
+        self._let_go(0)
+        log.info("done: %g kimg, samples in %s", total / 1000, path / "samples")
+
+    def _start(self) -> Any:
+        """The run, with the networks that it starts from."""
+        from distgan.data.pipeline import Reader
+        from distgan.tracking.tracker import Tracker
+        from distgan.training import checkpoint, loop
+        from distgan.training.state import build_state
+
+        config, images, runtime = self.config, self.images, self.runtime
+        state = build_state(config, Description.of(images), runtime)
+        fresh = runtime.topology.is_primary and not checkpoint.whole(Path(config.run_dir) / "checkpoints")
+        if config.init_from and fresh:
+            _start_from(config, state)
+        reader = Reader(images, config.data, config.seed)
+        return loop.Run(config, reader, runtime, state, None, Tracker([]), {})
+
+    def _open_tracker(self, rows: Any, total: int) -> Any:
+        from distgan.tracking.tensorboard import TensorBoard
+        from distgan.tracking.tracker import Sink, Tracker
+        from distgan.tracking.wandb_sink import open_wandb
+
+        path, directory = Path(self.config.run_dir), self.run.directory
+        tracked = {**directory.facts(), "num_images": self.images.num_images, **self.runtime.topology.facts()}
+        wandb_run = open_wandb(self.config.tracking, tracked, path, directory.starts)
+        events = TensorBoard(path / "tensorboard") if self.config.tracking.tensorboard else None
+        sinks: list[Sink | None] = [rows, console.ProgressLine(total), wandb_run, events]
+        return Tracker([sink for sink in sinks if sink], rows.last_images_seen)
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Lets go of the run directory at the end of the block, unless the run goes on in another group."""
+        exit_code = 1
+        try:
+            yield
+            exit_code = 0
+        except Regroup:
+            exit_code = -1
+            raise
+        except Exit as error:
+            exit_code = error.code
+            raise
+        finally:
+            if exit_code >= 0:
+                self.stop.control.release()
+                self._let_go(exit_code)
+
+    def _let_go(self, exit_code: int) -> None:
+        """Ends what is written to the run directory, and lets another process in."""
+        from distgan.tracking.tracker import Tracker
+
+        run = self.run
+        if run is None or run.directory is None:
+            return
+        # What other workers' ends have cut off is not lost; what diverged is not kept.
+        if run.saver and exit_code != Diverged.code:
+            run.saver.flush()
+        run.tracker.close(exit_code)
+        run.directory.close()
+        run.directory, run.saver, run.tracker = None, None, Tracker([])
+
+
+_LET_GO_SECONDS = 150  # For the process that had the run directory to close it: W&B may take two minutes.
+
+
+def _told(group: Group, count: int, seen: int) -> str:
+    who = f"{count} workers go on" if count > 1 else "1 worker goes on"
+    return f"{group.reason}; {who} at {seen / 1000:g} kimg after {time.monotonic() - group.noticed:.1f} s"
 
 
 # What each worker may have of its own.
@@ -183,23 +330,6 @@ def describe(config: Config, images: Images, runtime: Any) -> None:
     print(f"estimated memory of a replica: {sum(memory.values()) / 2**20:.1f} MiB ({parts})")
 
 
-def _train(config: Config, images: Images, runtime: Any, stop: Stop) -> None:
-    from distgan.training import checkpoint
-    from distgan.training.state import build_state
-
-    primary = runtime.topology.is_primary
-    runtime.control.at("building the networks", 0, patient=True)
-    state = build_state(config, Description.of(images), runtime)
-    if primary and config.init_from and not checkpoint.whole(Path(config.run_dir) / "checkpoints"):
-        _start_from(config, state)
-    directory = RunDir(Path(config.run_dir), config, images.fingerprint) if primary else None
-    try:
-        _train_in(directory, config, images, runtime, state, stop)
-    finally:
-        if directory:
-            directory.close()
-
-
 def _start_from(config: Config, state: Any) -> None:
     """Takes the networks' weights from the newest checkpoint of --init_from.
 
@@ -215,53 +345,6 @@ def _start_from(config: Config, state: Any) -> None:
         state.load_networks(saved.arrays)
     except ValueError as error:
         raise UserError(f"--init_from={config.init_from} has other networks: {error}") from None
-
-
-def _train_in(directory: RunDir | None, config: Config, images: Images, runtime: Any, state: Any, stop: Stop) -> None:
-    from distgan.data.pipeline import Reader
-    from distgan.tracking.tracker import JsonLines, Sink, Tracker
-    from distgan.tracking.wandb_sink import open_wandb
-    from distgan.training import checkpoint, loop
-
-    path, alone = Path(config.run_dir), runtime.topology.world_size == 1
-    if alone:
-        console.log_to(path / "log.txt")
-    saved = checkpoint.newest(directory.checkpoints, repair=True) if directory else None
-    state.share(saved.arrays if saved else None, runtime)
-    seen, total = int(state.images_seen.numpy()), configs.images(config.train.total_kimg)
-    log.info("%s at %g of %g kimg in %s", "goes on" if seen else "starts", seen / 1000, total / 1000, path)
-    if seen >= total:
-        log.info("nothing left to do: raise --train.total_kimg, or choose another --run_dir")
-        return
-    tracker = Tracker([])
-    if directory:
-        rows = JsonLines(path / "metrics.jsonl")
-        tracked = {**directory.facts(), "num_images": images.num_images, **runtime.topology.facts()}
-        wandb_run = open_wandb(config.tracking, tracked, path, directory.starts)
-        sinks: list[Sink | None] = [rows, console.ProgressLine(total), wandb_run]
-        tracker = Tracker([sink for sink in sinks if sink], rows.last_images_seen)
-    facts = _facts(config, images, state.description, runtime.topology, directory)
-    run = loop.Run(config, Reader(images, config.data, config.seed), runtime, state, directory, tracker, facts)
-    if directory:
-        run.best = saved.info.get("best") if saved else None
-        run.snapshots = Snapshots(lambda: loop.snapshot(run))
-        run.saver = Saver(directory.checkpoints, config.checkpoint, run.snapshots, seen if saved else -1)
-        run.saver.tell_of = lambda path, taken, best: tracker.checkpoint(path, taken.images_seen, best, taken.info)
-        runtime.control.before_leaving = run.saver.flush
-    exit_code = 1
-    try:
-        loop.train(run, stop)
-        exit_code = 0
-    except Exit as error:
-        exit_code = error.code
-        raise
-    finally:
-        runtime.control.release()
-        # What other workers' ends have cut off is not lost; what diverged is not kept.
-        if run.saver and exit_code != Diverged.code:
-            run.saver.flush()
-        tracker.close(exit_code)
-    log.info("done: %g kimg, samples in %s", total / 1000, path / "samples")
 
 
 def _facts(

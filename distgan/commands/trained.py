@@ -6,15 +6,16 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from distgan import config as configs
 from distgan.config import Config
 from distgan.data.source import Description
 from distgan.errors import UserError
-from distgan.training import checkpoint
 from distgan.training.run_dir import read_config
 
 WEIGHTS = {"ema": "generator_ema", "raw": "generator"}
@@ -33,24 +34,27 @@ def open_run(run_dir: str) -> Config:
     return dataclasses.replace(configs.build(Config, values), strategy="single")
 
 
-def build_generator(run_dir: str, config: Config, saved: checkpoint.Checkpoint, weights: str) -> Any:
-    """The generator with the `weights` (of WEIGHTS) of a checkpoint.
+def build_generator(
+    run_dir: str, config: Config, description: Description, weights: str, arrays: Mapping[str, np.ndarray]
+) -> Any:
+    """The generator with the `weights` (of WEIGHTS) of a checkpoint's arrays; without any, with fresh ones.
 
     Raises:
       UserError: the checkpoint is of another generator than the config's.
     """
     from distgan.training.state import assign, build_network
 
-    name, description = WEIGHTS[weights], Description.from_json(saved.info)
+    name = WEIGHTS[weights]
     problems = list(config.model.name.options.fits(description.image_shape))
     if config.model.conditional and not description.label_counts:
         problems.append("--model.conditional needs labels, and its images had none")
     if problems:
         raise UserError(f"--run_dir={run_dir}: the checkpoint does not go with config.json: {'; '.join(problems)}")
     generator = build_network(config, description, "generator", name)
-    arrays = {path: array for path, array in saved.arrays.items() if path.startswith(f"{name}/")}
+    own = {path: array for path, array in arrays.items() if path.startswith(f"{name}/")}
     try:
-        assign({variable.path: variable for variable in generator.variables}, arrays)
+        if arrays:
+            assign({variable.path: variable for variable in generator.variables}, own)
     except ValueError as error:
         raise UserError(f"--run_dir={run_dir}: the checkpoint does not go with config.json: {error}") from None
     return generator

@@ -7,6 +7,8 @@ on until the value is below n (Black and Rogaway 2002, "Ciphers with arbitrary f
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from distgan import seeds
@@ -40,6 +42,11 @@ def dataset_indices(image_numbers: np.ndarray, size: int, seed: int) -> np.ndarr
     return indices
 
 
+def share(images: int, num_replicas: int, replica: int) -> range:
+    """Which of a micro-batch's images are a replica's: contiguous, and as many as any other's, or one more or less."""
+    return range(images * replica // num_replicas, images * (replica + 1) // num_replicas)
+
+
 def dealt(places: np.ndarray, global_batch: int, micro_batches: int, num_replicas: int, replicas: range) -> np.ndarray:
     """The image numbers of a worker's own stream at the given places (int64 [N] -> int64 [N]).
 
@@ -47,8 +54,14 @@ def dealt(places: np.ndarray, global_batch: int, micro_batches: int, num_replica
     Micro-batch i of all replicas together is the i-th contiguous part of the global batch, so that what depends on who
     shares a micro-batch (batch norm) does not depend on the number of replicas.
     """
-    micro_batch = global_batch // (micro_batches * num_replicas)
-    rest, image = np.divmod(places, micro_batch)
-    rest, step = np.divmod(rest, micro_batches)
-    batch, replica = np.divmod(rest, len(replicas))
-    return ((batch * micro_batches + step) * num_replicas + replicas.start + replica) * micro_batch + image
+    first = _first_batch(global_batch, micro_batches, num_replicas, replicas)
+    batch, place = np.divmod(places, len(first))
+    return batch * global_batch + first[place]
+
+
+@functools.cache
+def _first_batch(global_batch: int, micro_batches: int, num_replicas: int, replicas: range) -> np.ndarray:
+    """The numbers of batch 0 that are a worker's, in its order."""
+    images = global_batch // micro_batches
+    shares = [share(images, num_replicas, replica) for replica in replicas]
+    return np.concatenate([step * images + np.array(each) for each in shares for step in range(micro_batches)])

@@ -19,7 +19,8 @@ from distgan.errors import UserError
 
 log = logging.getLogger("distgan")
 
-_MOST_UNREADABLE = 0.01
+MOST_UNREADABLE = 0.01
+"""The share of images that may be left out."""
 
 
 class Batch(NamedTuple):
@@ -101,7 +102,7 @@ class Reader:
         if bad_index not in self.unreadable:
             self.unreadable.add(bad_index)
             log.warning("left out: %s", bad)
-        if len(self.unreadable) > _MOST_UNREADABLE * self.images.num_images:
+        if len(self.unreadable) > MOST_UNREADABLE * self.images.num_images:
             raise UserError(
                 f"{len(self.unreadable)} of {self.images.num_images} images of {self.images.name} cannot be read, the last: {bad}"
             )
@@ -135,7 +136,9 @@ def batches(
       An endless dataset of `Batch`.
     """
     steps = train.accumulation_steps
-    size = train.global_batch // (steps * num_replicas)
+    images = train.global_batch // steps
+    # Where shares differ, as they may among elastic workers, a worker has one replica.
+    [size] = {len(index.share(images, num_replicas, replica)) for replica in replicas}
     per_call, shape = reader.images.images_per_call, reader.images.shape
     start = first_batch * steps * size * len(replicas)
 
@@ -148,11 +151,11 @@ def batches(
         return Batch(tf.reshape(pixels, [*each, *shape]), tf.reshape(labels, each), tf.reshape(numbers, each)[:, 0])
 
     threads = reader.data.threads or (os.cpu_count() or 1)
-    images = _images(reader, numbers_of, threads)
+    single = _images(reader, numbers_of, threads)
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.experimental_optimization.inject_prefetch = False
-    shares = images.rebatch(steps * size, drop_remainder=True).map(to_batch)
+    shares = single.rebatch(steps * size, drop_remainder=True).map(to_batch)
     # Said again after rebatch: where an end may come, tf.distribute expects a last batch of any size.
     shares = shares.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     return shares.prefetch(2 * len(replicas)).with_options(options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -16,6 +17,8 @@ import numpy as np
 from distgan.config import DataConfig
 from distgan.data.pixels import BadImage, decode, plain, square
 from distgan.errors import UserError
+
+log = logging.getLogger("distgan")
 
 _BYTES_PER_CALL = 2**18
 _LOOKS = 100  # At how many images to look for one that can be read.
@@ -47,6 +50,27 @@ class Images(Protocol):
           BadImage: one of them cannot be read; names it.
         """
         ...
+
+
+def readable(images: Images, indices: np.ndarray, on_error: str = "skip") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels, labels and indices (int64 [M]) of those of the images that can be read; the log names the others.
+
+    Raises:
+      BadImage: one cannot be read, and `on_error` is `fail`.
+    """
+    if not len(indices):
+        return np.zeros((0, *images.shape), np.uint8), np.zeros(0, np.int32), indices
+    try:
+        return *images.read(indices), indices
+    except BadImage as bad:
+        if on_error == "fail":
+            raise
+        if len(indices) == 1:
+            log.warning("left out: %s", bad)
+            return readable(images, indices[:0])
+    halves = [readable(images, half) for half in np.array_split(indices, 2)]
+    pixels, labels, those = (np.concatenate(parts) for parts in zip(*halves, strict=True))
+    return pixels, labels, those
 
 
 @dataclasses.dataclass(frozen=True)

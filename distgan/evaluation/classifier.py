@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from distgan import seeds
 from distgan.config import option
-from distgan.data.pixels import BadImage, resize
-from distgan.data.source import Images
+from distgan.data.pixels import resize
+from distgan.data.source import Images, readable
 from distgan.errors import UserError
 from distgan.evaluation.features import Features, locked, to_rgb, write_whole
 from distgan.tracking.console import log
@@ -184,23 +184,10 @@ def _read(images: Images, side: int) -> tuple[np.ndarray, np.ndarray]:
     chosen = _permutations("classifier/images", images.num_images, min(images.num_images, _MOST_IMAGES))
     pixels, labels = [], []
     for first in range(0, len(chosen), _READ_IMAGES):
-        for found, those in _readable(images, chosen[first : first + _READ_IMAGES]):
-            pixels.append(_fit(to_rgb(found), side))
-            labels.append(those)
+        found, those, _ = readable(images, chosen[first : first + _READ_IMAGES])
+        pixels.append(_fit(to_rgb(found), side))
+        labels.append(those)
     return np.concatenate(pixels), np.concatenate(labels)
-
-
-def _readable(images: Images, indices: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """What can be read: all at once, or half by half around an image that cannot."""
-    try:
-        yield images.read(indices)
-    except BadImage as error:
-        if len(indices) == 1:
-            log.warning("classifier: leaves out %s", error)
-            return
-        middle = len(indices) // 2
-        yield from _readable(images, indices[:middle])
-        yield from _readable(images, indices[middle:])
 
 
 def _bytes(weights: Mapping[str, np.ndarray]) -> bytes:

@@ -18,8 +18,9 @@ import tensorflow as tf
 
 from distgan import seeds
 from distgan.config import EvaluationConfig, Part
+from distgan.data.pipeline import MOST_UNREADABLE
 from distgan.data.pixels import BadImage
-from distgan.data.source import Images
+from distgan.data.source import Images, readable
 from distgan.errors import UserError
 from distgan.evaluation.features import CHUNK as FEATURES_CHUNK
 from distgan.evaluation.features import Features, write_whole
@@ -50,8 +51,8 @@ class Result:
     """Seconds and images per second of each stage."""
 
 
-Chunk = tuple[int, np.ndarray, np.ndarray]
-"""Number of the first image, uint8 [n, H, W, C], classes int32 [n]."""
+Round = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Numbers int64 [n] of images, the images uint8 [n, H, W, C], and their classes int32 [n]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,9 @@ class Side:
     """One of the two sides of a comparison: a function that gives its images by chunk, and who they are."""
 
     count: int
-    rounds: Callable[[int], Iterator[list[Chunk]]]
-    """(number of images) -> this worker's share of them, in rounds of which all workers have as many."""
+    rounds: Callable[[int], Iterator[Round]]
+    """(number of images) -> this worker's share of them, in rounds of which all workers have as many, the last ones of them
+    maybe without images."""
     identity: str
     """For the card: what they are."""
     kept_by: str = ""
@@ -71,7 +73,7 @@ def of_generator(sampler: Sampler, runtime: Runtime, config: EvaluationConfig, l
     """Fakes: image number i of a seed is the same image anywhere; classes are drawn as often as in the data."""
     place, seed, truncation = runtime.topology, config.seed, config.truncation
 
-    def rounds(wanted: int) -> Iterator[list[Chunk]]:
+    def rounds(wanted: int) -> Iterator[Round]:
         key, statistics = latents_key(seed), sampler.statistics()
 
         @tf.function(autograph=False)
@@ -87,34 +89,43 @@ def of_generator(sampler: Sampler, runtime: Runtime, config: EvaluationConfig, l
             return runtime.each(of_replica)
 
         for first in range(0, wanted, CHUNK * place.num_replicas):
-            drawn = draw(tf.constant(first, tf.int64))
-            numbers = [first + replica * CHUNK for replica in place.local_replicas]
-            yield [
-                (number, images.numpy()[: wanted - number], labels.numpy()[: wanted - number])
-                for number, (images, labels) in zip(numbers, drawn, strict=True)
-                if number < wanted
-            ]
+            images, labels = (
+                np.concatenate([each.numpy() for each in parts])
+                for parts in zip(*draw(tf.constant(first, tf.int64)), strict=True)
+            )
+            start = first + place.local_replicas.start * CHUNK
+            numbers = np.arange(start, start + len(images))
+            count = max(0, min(len(images), wanted - start))
+            yield numbers[:count], images[:count], labels[:count]
 
     most = max(part.options.count for part in config.metrics)
     return Side(most, rounds, f"generator, seed {seed}, truncation {truncation or 'none'}")
 
 
-def of_images(images: Images, runtime: Runtime, count: int = 0) -> Side:
-    """Images of a data set, in its order and not mirrored; 0 are all."""
-    place, total = runtime.topology, min(count, images.num_images) if count else images.num_images
+def of_images(images: Images, runtime: Runtime, on_error: str) -> Side:
+    """Images of a data set, in its order and not mirrored.
 
-    def rounds(wanted: int) -> Iterator[list[Chunk]]:
-        for start in range(0, wanted, place.world_size * FEATURES_CHUNK):
-            first = start + place.rank * FEATURES_CHUNK
-            numbers = np.arange(first, min(first + FEATURES_CHUNK, wanted))
+    One that cannot be read ends the evaluation, or is left out, as `on_error` (of --data.on_error) says.
+    """
+    place = runtime.topology
+    share = FEATURES_CHUNK * len(place.local_replicas)
+
+    def rounds(wanted: int) -> Iterator[Round]:
+        left_out = 0
+        for start in range(0, wanted, place.world_size * share):
+            first = start + place.rank * share
+            numbers = np.arange(min(first, wanted), min(first + share, wanted))
             try:
-                yield [(first, *images.read(numbers))] if len(numbers) else []
+                pixels, labels, those = readable(images, numbers, on_error)
             except BadImage as bad:
-                raise UserError(
-                    f"{bad}: an evaluation needs every image (distgan prepare --check lists bad ones)"
-                ) from None
+                raise UserError(f"{bad} (--data.on_error=skip leaves it out)") from None
+            left_out += len(numbers) - len(those)
+            if left_out > MOST_UNREADABLE * images.num_images:
+                raise UserError(f"{left_out} of {images.num_images} images of {images.name} cannot be read")
+            yield those, pixels, labels
 
-    return Side(total, rounds, f"{images.name}, fingerprint {images.fingerprint}", images.fingerprint)
+    kept_by = images.fingerprint if on_error == "fail" else f"{images.fingerprint}/{on_error}"
+    return Side(images.num_images, rounds, f"{images.name}, fingerprint {images.fingerprint}", kept_by)
 
 
 def evaluate(
@@ -223,9 +234,17 @@ def _collect(
         if path and runtime.topology.is_primary:
             _save(path, known)
     return [
-        Collected(count, **{field: known.get((count, field)) for field in fields})
+        _collected(count, {field: known.get((count, field)) for field in fields})
         for (fields, _), count in zip(wanted, counts, strict=True)
     ]
+
+
+def _collected(asked: int, values: Mapping[str, Any]) -> Collected:
+    """What there is of the first so many images, some of which may have been left out."""
+    counts = [
+        value.count if isinstance(value, Moments) else len(value) for value in values.values() if value is not None
+    ]
+    return Collected(min(counts, default=asked), **values)
 
 
 def _look(
@@ -241,29 +260,28 @@ def _look(
     largest = max(count for count, _ in asked)
     fields = {field for _, field in asked}
     moments = {count: Moments.of(np.zeros((0, extractor.size))) for count, field in asked if field == "moments"}
-    rows: list[tuple[int, dict[str, Any]]] = []
-    pending: list[tuple[int, np.ndarray]] = []
+    rows: list[tuple[np.ndarray, dict[str, Any]]] = []
+    pending: list[tuple[np.ndarray, np.ndarray]] = []
     start, seconds = time.perf_counter(), 0.0
 
     def add_moments() -> None:
         for count in moments:
-            seen = [features[: max(0, count - first)] for first, features in pending]
+            seen = [features[numbers < count] for numbers, features in pending]
             moments[count] += Moments.of(np.concatenate([np.zeros((0, extractor.size), np.float32), *seen]))
         pending.clear()
 
-    for chunks in side.rounds(largest):
-        for first, images, labels in chunks:
-            begun = time.perf_counter()
-            features, probabilities = extractor(images)
-            seconds += time.perf_counter() - begun
-            if not np.isfinite(features).all():
-                raise UserError(
-                    f"{extractor.name} gives features that are not finite for {name} images from {first} on"
-                )
-            each = {"features": features, "probabilities": probabilities, "labels": labels, "images": images}
-            rows.append((first, {field: each[field] for field in fields - {"moments"}}))
-            pending.append((first, features))
-        if len(pending) * FEATURES_CHUNK >= _ROWS_PER_PRODUCT:
+    for numbers, images, labels in side.rounds(largest):
+        begun = time.perf_counter()
+        features, probabilities = extractor(images)
+        seconds += time.perf_counter() - begun
+        if not np.isfinite(features).all():
+            raise UserError(
+                f"{extractor.name} gives features that are not finite for {name} images from {numbers[0]} on"
+            )
+        each = {"features": features, "probabilities": probabilities, "labels": labels, "images": images}
+        rows.append((numbers, {field: each[field] for field in fields - {"moments"}}))
+        pending.append((numbers, features))
+        if sum(len(those) for those, _ in pending) >= _ROWS_PER_PRODUCT:
             add_moments()
         if interrupted():
             raise GivenUp
@@ -274,9 +292,13 @@ def _look(
             [np.array(mine.count, np.float64), mine.total, mine.outer], f"evaluate/{name}/moments{count}"
         )
         found[count, "moments"] = Moments(int(parts[0]), parts[1], parts[2])
+    seen_here = np.zeros(largest, np.int32)
+    for numbers, _ in rows:
+        seen_here[numbers] = 1
+    there = runtime.total([seen_here], f"evaluate/{name}/there")[0] > 0
     for field in sorted(fields - {"moments"}):
         whole = _gather(rows, field, largest, runtime, name)
-        found |= {(count, field): whole[:count] for count, one in asked if one == field}
+        found |= {(count, field): whole[:count][there[:count]] for count, one in asked if one == field}
     elapsed = time.perf_counter() - start
     images_per_second = largest / elapsed
     costs |= {
@@ -288,20 +310,18 @@ def _look(
 
 
 def _gather(
-    rows: Sequence[tuple[int, Mapping[str, Any]]], field: str, count: int, runtime: Runtime, name: str
+    rows: Sequence[tuple[np.ndarray, Mapping[str, Any]]], field: str, count: int, runtime: Runtime, name: str
 ) -> np.ndarray:
-    """A field of all images, in their order, from the rows that each worker has: others' are zeros in the sum."""
-    shape, dtype = runtime.control.gather(
-        [[*rows[0][1][field].shape[1:]], rows[0][1][field].dtype.name] if rows else None
-    )[0]
-    whole = np.zeros((count, *shape), dtype)
-    for first, fields in rows:
-        whole[first : first + len(fields[field])] = fields[field]
+    """A field of all images by number, from the rows that each worker has: others' are zeros in the sum."""
+    first = rows[0][1][field]
+    whole = np.zeros((count, *first.shape[1:]), first.dtype)
+    for numbers, fields in rows:
+        whole[numbers] = fields[field]
     if runtime.topology.world_size > 1:
-        for first in range(0, count, _ROWS_PER_SUM):
-            part = whole[first : first + _ROWS_PER_SUM]
+        for start in range(0, count, _ROWS_PER_SUM):
+            part = whole[start : start + _ROWS_PER_SUM]
             summed = part if part.dtype != np.uint8 else part.astype(np.int32)
-            part[:] = runtime.total([summed], f"evaluate/{name}/{field}{first}")[0]
+            part[:] = runtime.total([summed], f"evaluate/{name}/{field}{start}")[0]
     return whole
 
 
@@ -317,8 +337,9 @@ def _load(path: Path, asked: Sequence[tuple[int, str]]) -> dict[tuple[int, str],
         with np.load(path) as kept:
             found: dict[tuple[int, str], Any] = {}
             for count, field in asked:
-                if field == "moments" and f"{count}/total" in kept:
-                    found[count, field] = Moments(count, kept[f"{count}/total"], kept[f"{count}/outer"])
+                if field == "moments" and f"{count}/count" in kept:
+                    parts = (kept[f"{count}/{part}"] for part in ("total", "outer"))
+                    found[count, field] = Moments(int(kept[f"{count}/count"]), *parts)
                 elif f"{count}/{field}" in kept:
                     found[count, field] = kept[f"{count}/{field}"]
             return found
@@ -332,7 +353,7 @@ def _save(path: Path, known: Mapping[tuple[int, str], Any]) -> None:
     arrays: dict[str, Any] = {}
     for (count, field), value in known.items():
         if field == "moments":
-            arrays |= {f"{count}/total": value.total, f"{count}/outer": value.outer}
+            arrays |= {f"{count}/{part.name}": getattr(value, part.name) for part in dataclasses.fields(value)}
         else:
             arrays[f"{count}/{field}"] = value
     buffer = io.BytesIO()

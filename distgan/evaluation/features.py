@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -79,7 +80,11 @@ class Features:
     resize: str
     """How images come to the network's size."""
     chunk: Callable[[np.ndarray], tuple[Any, Any]]
-    """The network, on RGB images uint8 [CHUNK, H, W, 3]: features [CHUNK, D], probabilities [CHUNK, K] (or None)."""
+    """The network, on RGB images uint8 [CHUNK, H, W, 3]: features [CHUNK, D], probabilities [CHUNK, K] (or None).
+
+    Where there are several devices it is called from a thread for each."""
+    devices: Sequence[str] = ("",)
+    """TensorFlow's names of those that share a call's chunks; the empty one is where TensorFlow puts it."""
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Features float32 [N, D] and class probabilities float32 [N, K] (or None) of images uint8 [N, H, W, 1 to 4].
@@ -94,18 +99,28 @@ class Features:
             raise ValueError(f"images must be uint8 [N, H, W, 1 to 4], not {images.dtype} {list(images.shape)}")
         features = np.empty((len(images), self.size), np.float32)
         probabilities = np.empty((len(images), self.num_classes), np.float32) if self.num_classes else None
-        with _full_float32():
-            for first in range(0, len(images), CHUNK):
-                part = to_rgb(images[first : first + CHUNK])
-                whole = np.zeros((CHUNK, *part.shape[1:]), np.uint8)
-                whole[: len(part)] = part
-                for values, found in zip((features, probabilities), self.chunk(whole), strict=True):
-                    if values is not None:
-                        found = np.asarray(found)
-                        if found.shape != (CHUNK, values.shape[1]):
-                            raise ValueError(f"{self.name} gave {list(found.shape)}, not {[CHUNK, values.shape[1]]}")
-                        values[first : first + CHUNK] = found[: len(part)]
+
+        def on_device(device: int) -> None:
+            import tensorflow as tf
+
+            with tf.device(self.devices[device]):
+                for first in range(device * CHUNK, len(images), len(self.devices) * CHUNK):
+                    part = to_rgb(images[first : first + CHUNK])
+                    whole = np.zeros((CHUNK, *part.shape[1:]), np.uint8)
+                    whole[: len(part)] = part
+                    for values, found in zip((features, probabilities), self.chunk(whole), strict=True):
+                        if values is not None:
+                            values[first : first + CHUNK] = self._checked(found, values.shape[1])[: len(part)]
+
+        with _full_float32(), ThreadPoolExecutor(len(self.devices)) as pool:
+            list(pool.map(on_device, range(len(self.devices))))
         return features, probabilities
+
+    def _checked(self, found: Any, size: int) -> np.ndarray:
+        values = np.asarray(found)
+        if values.shape != (CHUNK, size):
+            raise ValueError(f"{self.name} gave {list(values.shape)}, not {[CHUNK, size]}")
+        return values
 
 
 def default_extractor(images: Images) -> str:

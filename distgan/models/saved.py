@@ -24,7 +24,8 @@ class SavedGenerator(keras.Model):
           image_shape: (H, W, C).
           num_classes: 0 is unconditional.
         """
-        super().__init__(name="generator")
+        # The network casts by its own precision: Keras' would round latents to what the loading process computes in.
+        super().__init__(name="generator", autocast=False)
         self.flat, self.image_shape, self.num_classes = dict(config), tuple(image_shape), num_classes
         run = configs.build(Config, config)
         self.latent_size = run.model.name.options.latent_size

@@ -135,6 +135,10 @@ class Runtime:
         """The sums of host arrays over all workers; all call it at the same places, with arrays of the same shapes."""
         return list(arrays)
 
+    def devices(self) -> Sequence[str]:
+        """TensorFlow's names of the local replicas' devices; an empty one is where TensorFlow puts things by itself."""
+        return ("",)
+
     def local(self, value: Any) -> Sequence[Any]:
         """The values that this worker's replicas hold."""
         return (value,)

@@ -22,10 +22,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from distgan.errors import Ended, Exit, Stopped, UserError
-from distgan.runtime.hub import BEAT_SECONDS, LARGEST_MESSAGE, Hub, Limits, Position, encode
+from distgan.errors import Ended, Exit, Regroup, Stopped, UserError
+from distgan.runtime.hub import BEAT_SECONDS, LARGEST_MESSAGE, PATIENCE, Hub, Limits, Position, encode
 
 log = logging.getLogger("distgan")
 
@@ -35,11 +36,44 @@ _PRIMARY_SECONDS = 30.0  # How long the others stay for the primary to end.
 _STRAGGLERS_SECONDS = 30.0  # How long a primary that fails early stays to tell those who have yet to come.
 
 
+class Heartbeat:
+    """A file whose time of change is now while this worker is alive and gets on."""
+
+    def __init__(self, path: str, limits: Limits):
+        """Begins to touch the file.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        self._path, self._limits = Path(path), limits
+        # The start is what the others are waited for, or what is built before the first step.
+        self._until = time.monotonic() + limits.join_seconds + PATIENCE * limits.hang_seconds
+        try:
+            self._path.touch()
+        except OSError as error:
+            raise UserError(f"--runtime.heartbeat={path} cannot be written: {error.strerror}") from None
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def at(self, patient: bool) -> None:
+        """Notes that the worker begins something else; see `Control.at`."""
+        self._until = time.monotonic() + self._limits.hang_seconds * (PATIENCE if patient else 1)
+
+    def _beat(self) -> None:
+        while True:
+            if time.monotonic() < self._until:
+                with contextlib.suppress(OSError):
+                    self._path.touch()
+            time.sleep(BEAT_SECONDS)
+
+
 class Control:
     """A lone worker's line: it gathers what it has, and nobody waits for it."""
 
+    elastic = False
+    """Whether the loss of a worker means `Regroup` for the others, and not the end."""
     before_leaving: Callable[[], None] = staticmethod(lambda: None)
     """Called where the process ends without its main thread: saves what can be saved."""
+    heartbeat: Heartbeat | None = None
 
     def gather(self, value: Any) -> list[Any]:
         """The value of every worker (as JSON carries it), by rank; all workers call it at the same places."""
@@ -53,6 +87,12 @@ class Control:
           step: passes over the phases so far.
           patient: whether this may take `PATIENCE` times as long as a step.
         """
+        if self.heartbeat:
+            self.heartbeat.at(patient)
+
+    def changes(self) -> bool:
+        """Whether the launcher adds or removes elastic workers, so that all are to `Regroup`; all call it at the same places."""
+        return False
 
     def fail(self, error: BaseException) -> BaseException:
         """What this worker ends with, once an error ended it or another worker did."""
@@ -83,6 +123,19 @@ class Control:
         """Leaves in peace."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Workers that train together, seen from one of them: until the end, or among elastic ones until one comes or goes."""
+
+    workers: Any
+    """`topology.Workers`, or None where no launcher has started any."""
+    control: Control
+    reason: str = ""
+    """Why there is a new group; empty in a process' first."""
+    noticed: float = 0.0
+    """When this was noticed (seconds of `time.monotonic`)."""
+
+
 class Line(Control):
     """The line of one of several workers; the primary serves it and is its own first client."""
 
@@ -94,8 +147,10 @@ class Line(Control):
         limits: Limits,
         addresses: Sequence[tuple[str, int]],
         server: Any = None,
+        elastic: bool = False,
+        host: str = "",
     ):
-        """Joins the others.
+        """Starts it; see `join`.
 
         Args:
           job: equal on all workers of a job, and different in other jobs.
@@ -104,27 +159,36 @@ class Line(Control):
           limits: how long to wait.
           addresses: where the primary may be reached; tried in turn.
           server: the primary's listening socket, see `listen`.
-
-        Raises:
-          Ended: not all came, or two came as one.
+          elastic: see `Control`.
+          host: under which name this worker is told of.
         """
-        self.rank, self.world_size, self.limits, self.job = rank, world_size, limits, job
-        self.addresses = addresses
-        self._position = Position(socket.gethostname())
+        self.rank, self.world_size, self.limits, self.job, self.elastic = rank, world_size, limits, job, elastic
+        self.addresses, self._primary = addresses, ""
+        self._position = Position(host or socket.gethostname())
         self._gathered = 0
         self._answers: dict[int, concurrent.futures.Future[Any]] = {}
-        self._verdict: concurrent.futures.Future[Ended] = concurrent.futures.Future()
+        self._verdict: concurrent.futures.Future[Ended | Regroup] = concurrent.futures.Future()
         self._begun: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._closing = False
+        self._full = False
         self._taken = False
         self._closed = threading.Event()
         self._heard = time.monotonic()
         self._writer: asyncio.StreamWriter | None = None
-        self._hub = Hub(job, world_size, limits) if server else None
+        self._hub = Hub(job, world_size, limits, elastic) if server else None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, args=(server,), name="control", daemon=True)
         self._thread.start()
+
+    def join(self) -> Line:
+        """Waits until all workers are on it.
+
+        Raises:
+          Ended: not all came, or two came as one.
+          Regroup: the same, if it is elastic.
+        """
         self._wait(self._begun)
+        return self
 
     def gather(self, value: Any) -> list[Any]:
         self._gathered += 1
@@ -133,6 +197,7 @@ class Line(Control):
         return self._wait(answer)
 
     def at(self, doing: str, step: int, patient: bool = False) -> None:
+        super().at(doing, step, patient)
         now = self._position
         self._position = dataclasses.replace(now, doing=doing, step=step, patient=patient, changes=now.changes + 1)
         if self._verdict.done():
@@ -143,7 +208,9 @@ class Line(Control):
 
     def fail(self, error: BaseException) -> BaseException:
         self._taken = True
-        verdict = error if isinstance(error, Ended) else self._report(error)
+        verdict = error if isinstance(error, Ended | Regroup) else self._report(error)
+        if isinstance(verdict, Regroup):
+            return verdict
         _speak(verdict)
         if self.rank and time.monotonic() - self._heard < 3 * BEAT_SECONDS:
             # Launchers kill the rest once one has left, and the primary may have something to upload.
@@ -152,13 +219,13 @@ class Line(Control):
             self._hub.complete.wait(min(self.limits.join_seconds, _STRAGGLERS_SECONDS))
         return verdict
 
-    def _report(self, error: BaseException) -> Ended:
+    def _report(self, error: BaseException) -> Ended | Regroup:
         """Tells an error of this worker; returns what all end with."""
         if isinstance(error, Exit):
             urgency, code, text = 0, error.code, str(error)
         else:
-            # An error of TensorFlow is often the echo of another worker's end.
-            urgency = 2 if type(error).__module__.startswith("tensorflow") else 1
+            # An error of TensorFlow or Horovod is often the echo of another worker's end.
+            urgency = 2 if type(error).__module__.startswith(("tensorflow", "horovod")) else 1
             code = 130 if isinstance(error, KeyboardInterrupt) else 1
             text = "".join(traceback.format_exception(error)).rstrip()
         self._send({"fail": {"urgency": urgency, "code": code, "text": text}})
@@ -170,7 +237,8 @@ class Line(Control):
     def force(self, text: str) -> None:
         self._send({"fail": {"urgency": 0, "code": Stopped.code, "text": text}})
         with contextlib.suppress(concurrent.futures.TimeoutError):
-            self._verdict.result(_FORCED_SECONDS)
+            if isinstance(self._verdict.result(_FORCED_SECONDS), Regroup):
+                super().force(text)
             return
         self._conclude(Ended(Stopped.code, text))
 
@@ -179,6 +247,11 @@ class Line(Control):
             self._closing = True
             self._send({"bye": True})
             self._closed.wait(_GRACE_SECONDS)
+        self.leave()
+
+    def leave(self) -> None:
+        """Ends it without a word: all have left this group."""
+        self._closing = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_GRACE_SECONDS)
 
@@ -189,7 +262,7 @@ class Line(Control):
             return answer.result()
         raise self._end()
 
-    def _end(self) -> Ended:
+    def _end(self) -> Ended | Regroup:
         """The verdict, taken by the main thread, which ends the process in its own way."""
         self._taken = True
         return self._verdict.result()
@@ -225,11 +298,11 @@ class Line(Control):
         except (TimeoutError, UserError) as error:
             tried = ", ".join(f"{host}:{port}" for host, port in self.addresses)
             waited = f"rank {self.rank} waited {self.limits.join_seconds:g} s for the primary at {tried}"
+            waited += ", which has all its workers: is this one there twice?" if self._full else ""
             code, text = (2, str(error)) if isinstance(error, UserError) else (1, waited)
-            self._conclude(Ended(code, text))
+            self._conclude(Regroup(text) if self.elastic and code == 1 else Ended(code, text))
             return
         beats = self._loop.create_task(self._beat())
-        primary = "the primary (rank 0)"
         try:
             while line := await reader.readline():
                 self._heard = time.monotonic()
@@ -239,7 +312,8 @@ class Line(Control):
         beats.cancel()
         self._closed.set()
         if not self._closing:
-            self._conclude(Ended(1, f"{primary} ended without a word", spoken=self.rank == 1))
+            gone = Ended(1, "the primary (rank 0) ended without a word", spoken=self.rank == 1)
+            self._conclude(Regroup(f"lost rank 0 on {self._primary}") if self.elastic else gone)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         foreign = 0
@@ -259,9 +333,13 @@ class Line(Control):
                 writer.write(encode(hello))
                 try:
                     answer = json.loads(await asyncio.wait_for(reader.readline(), 10))
+                    if answer.get("later") == self.job:
+                        self._full = True
+                        writer.close()
+                        continue
                     if answer["welcome"] == self.job:
                         return reader, writer
-                except (OSError, TimeoutError, ValueError, KeyError, TypeError):
+                except (OSError, TimeoutError, ValueError, KeyError, TypeError, AttributeError):
                     writer.close()
                 foreign += 1
                 if foreign >= 3:
@@ -286,20 +364,26 @@ class Line(Control):
         if "gathered" in message:
             self._answers.pop(message["gathered"]).set_result(message["values"])
         elif "begin" in message:
+            self._primary = message["begin"]
             self._begun.set_result(None)
         elif "end" in message:
             end = message["end"]
-            self._conclude(Ended(end["code"], end["text"], spoken=self.rank == 0), end["stacks"])
+            ended = Ended(end["code"] or 0, end["text"], spoken=self.rank == 0)
+            self._conclude(Regroup(end["text"]) if end["code"] is None else ended, end["stacks"])
 
-    def _conclude(self, verdict: Ended, stacks: bool = False) -> None:
-        """Hands the verdict to the main thread; ends the process where that one does not take it."""
+    def _conclude(self, verdict: Ended | Regroup, stacks: bool = False) -> None:
+        """Hands the verdict to the main thread; ends the process where that one does not take it.
+
+        To regroup it comes by itself: a sum over replicas fails once one of them is gone.
+        """
         if self._verdict.done():
             return
         if stacks:
             now = self._position
             log.error("rank %d is at step %d: %s; its stacks:\n%s", self.rank, now.step, now.doing, _stacks())
         self._verdict.set_result(verdict)
-        threading.Thread(target=self._leave, args=(verdict,), daemon=True).start()
+        if isinstance(verdict, Ended):
+            threading.Thread(target=self._leave, args=(verdict,), daemon=True).start()
 
     def _leave(self, verdict: Ended) -> None:
         # A forced end comes after the main thread had its time.

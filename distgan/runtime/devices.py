@@ -8,13 +8,13 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.runtime import topology
-from distgan.runtime.control import Control, Deadline, Line, listen
+from distgan.runtime.control import Control, Deadline, Group, Heartbeat, Line, listen
 from distgan.runtime.hub import Limits
 
 if TYPE_CHECKING:
@@ -29,10 +29,21 @@ def connect(config: Config, workers: topology.Workers | None) -> Control:
     Call it before anything that may go wrong, so that one worker's error reaches all.
 
     Raises:
-      UserError: the line's port is in use, or Horovod is not installed.
+      UserError: the line's port is in use, --runtime.heartbeat cannot be written, or Horovod is not installed.
       Ended: not all workers came.
     """
-    limits = _limits(config)
+    limits, heartbeat = _limits(config), _heartbeat(config)
+    control = _connect(config, workers, limits)
+    control.heartbeat = heartbeat
+    return control
+
+
+def _heartbeat(config: Config) -> Heartbeat | None:
+    path = config.runtime.heartbeat
+    return Heartbeat(path, _limits(config)) if path else None
+
+
+def _connect(config: Config, workers: topology.Workers | None, limits: Limits) -> Control:
     if workers is None or config.strategy not in ("auto", workers.strategy):
         return Control()
     port = config.runtime.control_port
@@ -45,7 +56,26 @@ def connect(config: Config, workers: topology.Workers | None) -> Control:
     port = port or int(own) + _CONTROL_PORT_OFFSET
     server = listen(port) if workers.rank == 0 else None
     job = hashlib.sha256(",".join(workers.addresses).encode()).hexdigest()[:16]
-    return Line(job, workers.rank, len(workers.addresses), limits, [(host, port)], server)
+    return Line(job, workers.rank, len(workers.addresses), limits, [(host, port)], server).join()
+
+
+def in_groups(config: Config, workers: topology.Workers | None, work: Callable[[Group], None]) -> None:
+    """Calls `work` with the workers of a run; with each group of them where they are elastic.
+
+    What ends it on one worker ends it on all, with one message and one exit code.
+
+    Raises:
+      UserError, Ended: see `connect`.
+    """
+    if workers and workers.elastic and config.strategy in ("auto", workers.strategy):
+        _set_devices(config, workers)
+        from distgan.runtime import elastic
+
+        elastic.run(work, workers, _limits(config), config.runtime.control_port, _heartbeat(config))
+        return
+    control = connect(config, workers)
+    with control.together():
+        work(Group(workers, control))
 
 
 def _limits(config: Config) -> Limits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,14 @@ from distgan.runtime.topology import Topology
 def multi_worker_strategy(topology: Topology, num_gpus: int, limits: Limits) -> tf.distribute.Strategy:
     """MultiWorkerMirroredStrategy with the replicas of a topology; waits for the other workers."""
     _limit_coordination(topology, limits)
+    try:
+        return _strategy(topology, num_gpus)
+    finally:
+        # TensorFlow's server answers SIGTERM from now on, and tells nobody: Python answers it again.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def _strategy(topology: Topology, num_gpus: int) -> tf.distribute.Strategy:
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(topology.addresses)}),
         task_type="worker",
@@ -150,6 +159,9 @@ class DistributedRuntime(Runtime):
             tf.cond(self.local(ok)[0], update, lambda: None)
 
         tf.distribute.get_replica_context().merge_call(on_all, args=(list(gradients), ok))
+
+    def devices(self) -> Sequence[str]:
+        return self.strategy.extended.worker_devices
 
     def local(self, value: Any) -> Sequence[Any]:
         return self.strategy.experimental_local_results(value)

@@ -6,6 +6,8 @@ know Keras 3 and go wrong without a word (the optimizer applies local gradients)
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import secrets
 import socket
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ import tensorflow as tf
 from distgan.errors import UserError
 from distgan.runtime import control
 from distgan.runtime.base import Runtime
-from distgan.runtime.control import Control, Deadline, Line
+from distgan.runtime.control import Control, Deadline, Group, Line
 from distgan.runtime.hub import Limits
 from distgan.runtime.topology import Topology, Workers
 
@@ -45,16 +47,16 @@ def connect(workers: Workers, limits: Limits, port: int) -> Control:
         if workers.rank == 0:
             try:
                 server = control.listen(port)
-                here = (secrets.token_hex(8), [(host, server.getsockname()[1]) for host in _own_addresses()])
+                here = (secrets.token_hex(8), [(host, server.getsockname()[1]) for host in own_addresses()])
             except UserError as error:
                 problem = str(error)
         found, problem = hvd.broadcast_object((here, problem), root_rank=0, name="control")
     if problem:
         raise UserError(problem)
-    return Line(found[0], workers.rank, workers.world_size, limits, found[1], server)
+    return Line(found[0], workers.rank, workers.world_size, limits, found[1], server).join()
 
 
-def _own_addresses() -> list[str]:
+def own_addresses() -> list[str]:
     """Names and numbers by which other workers may reach this host, the loopback last."""
     numbers = [
         each.address
@@ -73,6 +75,14 @@ class HorovodRuntime(Runtime):
         super().__init__(topology, line)
         self.compression = hvd.Compression.fp16 if compression == "fp16" else hvd.Compression.none
         self.groups = groups
+
+    def regrouped(self, group: Group) -> HorovodRuntime:
+        """The same among the workers of another group."""
+        other = copy.copy(self)
+        rank, count = group.workers.rank, group.workers.world_size
+        other.topology = dataclasses.replace(self.topology, num_replicas=count, rank=rank, world_size=count)
+        other.control = group.control
+        return other
 
     def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
         with self.timing(tensors) as timed:

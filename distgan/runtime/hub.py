@@ -52,12 +52,13 @@ class Position:
 class Hub:
     """The primary's side: who is there, where they stand, and how it ends. Lives in the line's thread."""
 
-    def __init__(self, job: str, world_size: int, limits: Limits):
-        self.job, self.world_size, self.limits = job, world_size, limits
+    def __init__(self, job: str, world_size: int, limits: Limits, elastic: bool):
+        self.job, self.world_size, self.limits, self.elastic = job, world_size, limits, elastic
         self.positions: dict[int, Position] = {}
         self.writers: list[asyncio.StreamWriter] = []
         self.gathering: dict[int, dict[int, Any]] = {}
-        self.failures: list[tuple[int, float, int, int, str]] = []
+        self.failures: list[tuple[int, float, int, int | None, str]] = []
+        """Urgency, when, rank, exit code (None: a worker was lost, and the others regroup) and text of each."""
         self.left: set[int] = set()
         self.end: dict[str, Any] | None = None
         self.complete = threading.Event()
@@ -73,12 +74,12 @@ class Hub:
                 who = f"rank{'s' if len(missing) > 1 else ''} {_several(missing)} of {self.world_size} workers"
                 if missing and waited > self.limits.join_seconds:
                     limit = f"{self.limits.join_seconds:g} s for {who} (--runtime.join_timeout_seconds)"
-                    self.failures.append((0, waited, 0, 1, f"waited {limit}"))
+                    self.failures.append((0, waited, 0, self._of_lost, f"waited {limit}"))
                 elif missing and time.monotonic() - told > 15:
                     told = time.monotonic()
                     log.info("waiting for %s", who)
             if not self.failures:
-                self._tell({"begin": True})
+                self._tell({"begin": self.positions[0].host})
             while not self.end:
                 await asyncio.sleep(0.1 if self.failures else BEAT_SECONDS / 4)
                 self._tell({"beat": True})
@@ -97,6 +98,11 @@ class Hub:
         except (OSError, TimeoutError, ValueError, KeyError, TypeError):
             writer.close()
             return
+        if self.complete.is_set():
+            # All had come: this one was started again, before this job has ended. It waits for the next primary.
+            writer.write(encode({"later": self.job}))
+            writer.close()
+            return
         writer.write(encode({"welcome": self.job}))
         self.writers.append(writer)
         if problem := self._misfit(rank, host, hello["world_size"]):
@@ -111,10 +117,11 @@ class Hub:
         try:
             while line := await reader.readline():
                 self._take(rank, json.loads(line))
-        except (ConnectionError, ValueError):
+        except (ConnectionError, ValueError, asyncio.CancelledError):
             pass
         if rank not in self.left and not self.end:
-            self._fail(1, rank, 1, "ended without a word (killed, or crashed)")
+            lost = f"lost {self._name(rank)}" if self.elastic else "ended without a word (killed, or crashed)"
+            self._fail(1, rank, self._of_lost, lost)
 
     def _misfit(self, rank: int, host: str, world_size: int) -> str | None:
         if world_size != self.world_size or not 0 <= rank < self.world_size:
@@ -149,7 +156,11 @@ class Hub:
                 for writer in self.writers:
                     writer.close()
 
-    def _fail(self, urgency: int, rank: int, code: int, text: str) -> None:
+    @property
+    def _of_lost(self) -> int | None:
+        return None if self.elastic else 1
+
+    def _fail(self, urgency: int, rank: int, code: int | None, text: str) -> None:
         self.failures.append((urgency, time.monotonic(), rank, code, text))
 
     def _end_if_failed(self) -> None:
@@ -160,10 +171,13 @@ class Hub:
         first = min(failure[1] for failure in self.failures)
         if time.monotonic() - first < (0.5 if urgency < 2 else 3):
             return
+        if code is None:
+            self._end(None, ", ".join(sorted({text for *_, each, text in self.failures if each is None})), stacks=False)
+            return
         rank = min(failure[2] for failure in self.failures if failure[3:] == (code, text))
         self._end(code, text if rank == 0 else f"{self._name(rank)}: {text}", stacks=False)
 
-    def _end(self, code: int, text: str, stacks: bool) -> None:
+    def _end(self, code: int | None, text: str, stacks: bool) -> None:
         self.end = {"code": code, "text": text, "stacks": stacks}
         self._tell({"end": self.end})
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 
 from distgan.errors import UserError
@@ -15,6 +16,7 @@ _MPI = (
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
 _HOROVODRUN = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")
+_ELASTIC, _HOST = "HOROVOD_ELASTIC", "HOROVOD_HOSTNAME"
 # Where a cluster says only who a worker is, and not how many there are: Kubernetes' Indexed Job, and Slurm's srun.
 _INDICES = ("JOB_COMPLETION_INDEX", "SLURM_PROCID")
 
@@ -37,6 +39,8 @@ class Workers:
     """Workers on this host."""
     addresses: tuple[str, ...] = ()
     """`host:port` of every worker (multiworker)."""
+    elastic: bool = False
+    """Whether workers may come and go (horovod)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Topology:
 
 def read_environment() -> dict[str, str]:
     """The variables that launchers set, and nothing else of the environment."""
-    names = {"TF_CONFIG", *_INDICES, *_HOROVODRUN, *(name for names in _MPI for name in names)}
+    names = {"TF_CONFIG", *_INDICES, *_HOROVODRUN, _ELASTIC, _HOST, *(name for names in _MPI for name in names)}
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
@@ -118,7 +122,11 @@ def find_workers(environment: Mapping[str, str], workers: int = 1, peers: str = 
             numbers = [_number(environment, name, default) for name, default in ((rank, 0), (size, 1))]
             local = [_number(environment, name, default) for name, default in ((local_rank, 0), (local_size, 1))]
             launcher = "horovodrun" if rank.startswith("HOROVOD") else "mpirun"
-            return Workers("horovod", f"started by {launcher}", numbers[0], numbers[1], local[0], local[1])
+            elastic = environment.get(_ELASTIC) == "1"
+            if elastic and (slot := re.fullmatch(r"127\.(0*)1", environment.get(_HOST, ""))):
+                local[0] += len(slot[1])  # launch/elastic.sh makes each slot of this machine a host of its own.
+            reason = f"started by {launcher}" + (", elastic" if elastic else "")
+            return Workers("horovod", reason, numbers[0], numbers[1], local[0], local[1], elastic=elastic)
     if "TF_CONFIG" in environment:
         return _from_tf_config(environment["TF_CONFIG"])
     if workers == 1 and not peers:
@@ -221,6 +229,10 @@ def choose(strategy: str, num_gpus: int, logical_cpus: int, workers: Workers | N
         raise UserError(
             f"{workers.local_size} Horovod ranks on a host with {num_gpus} GPUs: start at most one rank a GPU (-np, -H)"
         )
+    if num_gpus and workers.local_rank >= num_gpus:
+        raise UserError(
+            f"slot {workers.local_rank + 1} of a host with {num_gpus} GPUs: start at most one rank a GPU (-np)"
+        )
     if not num_gpus and logical_cpus > 1:
         raise UserError(f"--runtime.logical_cpus={logical_cpus} does not go with Horovod: a rank is one replica")
     return Topology(strategy, reason, workers.world_size, workers.rank, workers.world_size, workers.local_rank)
@@ -249,7 +261,26 @@ def split_batch(global_batch: int, num_replicas: int, accumulation_steps: int) -
     return global_batch // unit
 
 
+def check_shares(global_batch: int, num_replicas: int, accumulation_steps: int) -> None:
+    """Whether elastic workers can share a batch: their shares of a micro-batch differ by at most one image.
+
+    Raises:
+      UserError: a worker would have none, or micro-batches would differ.
+    """
+    images = split_batch(global_batch, 1, accumulation_steps)
+    if num_replicas > images:
+        raise UserError(
+            f"{num_replicas} workers cannot share the {images} images of a micro-batch (--train.global_batch={global_batch}, "
+            f"--train.accumulation_steps={accumulation_steps}): start at most {images} (--max-np)"
+        )
+
+
 def describe_batch(global_batch: int, num_replicas: int, accumulation_steps: int) -> str:
     """The batch arithmetic in a line: `global batch 256 = 8 replicas x 16 x 2 accumulation steps`."""
+    shared = global_batch // accumulation_steps
+    if shared % num_replicas:  # As among elastic workers.
+        least, rest = divmod(shared, num_replicas)
+        each = f"({num_replicas - rest} replicas x {least} + {rest} x {least + 1})"
+        return f"global batch {global_batch} = {each} x {accumulation_steps} accumulation steps"
     micro_batch = split_batch(global_batch, num_replicas, accumulation_steps)
     return f"global batch {global_batch} = {num_replicas} replicas x {micro_batch} x {accumulation_steps} accumulation steps"

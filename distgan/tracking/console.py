@@ -76,7 +76,7 @@ class ProgressLine(Sink):
         seen, rate = row["progress/images_seen"], row["throughput/images_per_second"]
         text = (
             f"{seen / 1000:.1f} of {self.total_images / 1000:g} kimg  {rate:.0f} images/s  "
-            f"{clock((self.total_images - seen) / rate)} left  "
+            f"{clock((self.total_images - seen) / rate) if rate > 0 else '?'} left  "
             f"loss D {row['loss/discriminator']:.3f} G {row['loss/generator']:.3f}"
         )
         if self.live:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -20,7 +20,7 @@ import tensorflow as tf
 from distgan.config import Config, images
 from distgan.data import pipeline
 from distgan.data.pipeline import Reader
-from distgan.errors import Diverged, Halted, Stopped, UserError
+from distgan.errors import Diverged, Halted, Regroup, Stopped, UserError
 from distgan.evaluation.evaluator import GivenUp
 from distgan.evaluation.sampling import Sampler, save_grid
 from distgan.runtime import devices
@@ -107,10 +107,19 @@ def crosses(interval: int, before: int, seen: int) -> bool:
     return bool(interval) and seen // interval > before // interval
 
 
+def lacks(config: Config, state: TrainState, path: Path, last_row: int) -> bool:
+    """Whether a state that has seen all its images still lacks its evaluation or its last row, which an end came before."""
+    seen, step = int(state.images_seen.numpy()), config.train.global_batch * batches_per_step(config)
+    evaluated = any(each["images_seen"] == seen for each in scores.read(path))
+    evaluation_due = crosses(Every.of(config).evaluation, max(seen - step, 0), seen)
+    return (evaluation_due and not evaluated) or (last_row < seen and bool(state.report_counts.numpy().any()))
+
+
 def train(run: Run, stop: Stop) -> None:
     """Trains from where the state stands to the end.
 
     Raises:
+      Regroup: elastic workers came or went; called again with another runtime, it goes on.
       Stopped: a signal came; the state is saved.
       Diverged: a step was not finite; the weights are those before it, the evidence is saved.
       UserError: the state cannot be saved at the end, or with --checkpoint.on_error=fail before.
@@ -141,6 +150,13 @@ def train(run: Run, stop: Stop) -> None:
         if run.saver:
             run.saver.save_last()
 
+    def leave(signals: Sequence[str | None]) -> NoReturn:
+        save_last()
+        control.gather(None)
+        name = next(name for name in signals if name)
+        text = f"stopped by {name} at {seen / 1000:g} kimg, saved; start it again to go on"
+        raise (Halted if name == STOP_BUTTON else Stopped)(text)
+
     def evaluate() -> bool:
         """Whether this is the best score so far."""
         control.at("evaluating", seen // run.images_per_step, patient=True)
@@ -148,7 +164,7 @@ def train(run: Run, stop: Stop) -> None:
         try:
             result = evaluations(seen, lambda: any(control.gather(asked() is not None)))
         except GivenUp:
-            return False
+            leave(control.gather(asked()))
         best = False
         if result:
             best = evaluations.is_best(seen)
@@ -157,6 +173,9 @@ def train(run: Run, stop: Stop) -> None:
             run.scores["time/evaluation_s"] = time.perf_counter() - started
             run.tracker.evaluation(result["cards"])
         return control.gather(best)[0]
+
+    def due(before: int, seen: int) -> Every:
+        return Every(*(crosses(interval, before, seen) for interval in every))
 
     every = Every.of(run.config)
     if every.evaluation:
@@ -171,20 +190,22 @@ def train(run: Run, stop: Stop) -> None:
     if run.snapshots:
         run.snapshots.take()
     stop.doing = lambda: f"step {seen // run.images_per_step}"
-    # An evaluation that a signal has ended is made up for.
-    passed = every.evaluation and crosses(every.evaluation, max(seen - run.images_per_step, 0), seen)
-    if passed and not control.gather(evaluations.has(seen))[0] and evaluate():
-        save(best=True)
+    # An evaluation that a signal has ended is made up for, with what was due behind it.
+    owed = due(max(seen - run.images_per_step, 0), seen)
+    row_owed = owed.report and run.state.report_counts.numpy().any()
+    if owed.evaluation and (row_owed or not control.gather(evaluations.has(seen))[0]):
+        best = evaluate()
+        if owed.samples or seen >= total:
+            write_samples(run, sampler, seen)
+        if row_owed:
+            report(run, clock, seen)
+        if best:
+            save(best)
     while seen < total:
         step = seen // run.images_per_step
         signals, limits = zip(*control.gather([asked(), clock.limit()]), strict=True)
         if any(signals):
-            save_last()
-            control.gather(None)
-            name = next(name for name in signals if name)
-            raise (Halted if name == STOP_BUTTON else Stopped)(
-                f"stopped by {name} at {seen / 1000:g} kimg, saved; start it again to go on"
-            )
+            leave(signals)
         marks = [seen // interval * interval + interval for interval in every if interval] + profile.marks(step)
         steps = min(math.ceil((min(*marks, total) - seen) / run.images_per_step), *limits)
         # Steps with other phases are compiled when they first come.
@@ -202,22 +223,25 @@ def train(run: Run, stop: Stop) -> None:
         if not finite:
             raise Diverged(control.gather(blackbox.write(run, evidence.numpy()) if primary else None)[0])
         before, seen = seen, seen + steps * run.images_per_step
-        due = Every(*(crosses(interval, before, seen) for interval in every))
-        best = bool(due.evaluation) and evaluate()
+        now = due(before, seen)
+        best = bool(now.evaluation) and evaluate()
         # Before the row of the same place, which pictures go along with.
-        if due.samples or seen >= total:
+        if now.samples or seen >= total:
             write_samples(run, sampler, seen)
-        if due.report:
+        if now.report:
             check()
             report(run, clock, seen)
+        changes = control.changes()
         # Last, so that whoever goes on from here has nothing to make up for.
-        if due.checkpoint or best:
+        if now.checkpoint or best:
             save(best)
-        elif run.snapshots:
-            run.snapshots.take() if due.snapshot else run.snapshots.refresh()
+        if run.snapshots and not (run.saver and (now.checkpoint or best)):
+            run.snapshots.take() if now.snapshot or changes else run.snapshots.refresh()
+        if changes and seen < total:
+            raise Regroup("workers were added or removed")
     # Saved before the last row, which may come early: a run that is made longer reports whole intervals again.
     save_last()
-    if run.state.report_counts.numpy().any():
+    if run.state.report_counts.numpy().any() and clock.steps:
         report(run, clock, seen)
 
 
@@ -297,4 +321,6 @@ def write_reals(run: Run, sampler: Sampler) -> None:
 
 def snapshot(run: Run) -> Checkpoint:
     """A copy of the state as it stands, with what explains it."""
-    return Checkpoint(run.state.arrays(), {"images_seen": run.images_seen, **run.facts, "best": run.best})
+    return Checkpoint(
+        run.state.arrays(), {"images_seen": run.images_seen, **run.facts, "best": run.best, "scores": run.scores}
+    )

@@ -51,10 +51,12 @@ class Clock:
 def report(run: Run, clock: Clock, seen: int) -> None:
     """Writes a row: means over the steps since the last one; all workers call it."""
     state, config, control = run.state, run.config, run.runtime.control
-    seconds_per_step = clock.seconds / clock.steps
+    # A row that is made up for comes without a step; what is not known is written as null.
+    steps = clock.steps or math.nan
+    seconds_per_step = clock.seconds / steps
     rate = run.images_per_step / seconds_per_step
     # What a worker's step takes without the waiting in sums over replicas tells who the others wait for.
-    own_ms = (clock.seconds - clock.waited_for_others) / clock.steps * 1000
+    own_ms = (clock.seconds - clock.waited_for_others) / steps * 1000
     gathered = control.gather([own_ms, socket.gethostname(), run.runtime.topology.local_rank == 0 and gpus.use()])
     left_out = {}
     if config.data.on_error == "skip":
@@ -77,9 +79,9 @@ def report(run: Run, clock: Clock, seen: int) -> None:
         "throughput/images_per_second": rate,
         "throughput/images_per_second_per_replica": rate / run.runtime.topology.num_replicas,
         "time/step_ms": seconds_per_step * 1000,
-        "time/data_wait_ms": clock.waited / clock.steps * 1000,
+        "time/data_wait_ms": clock.waited / steps * 1000,
         **_checkpoint_time(run),
-        **_workers([own for own, _, _ in gathered], clock),
+        **_workers([own for own, _, _ in gathered], clock.waited_for_others / steps * 1000),
         **nodes([(host, use) for _, host, use in gathered]),
         **left_out,
         **{f"memory/{key}": value for key, value in devices.memory().items()},
@@ -129,7 +131,7 @@ def _checkpoint_time(run: Run) -> dict[str, float]:
     return {"time/checkpoint_s": seconds}
 
 
-def _workers(own_ms: Sequence[float], clock: Clock) -> dict[str, float]:
+def _workers(own_ms: Sequence[float], reduction_wait_ms: float) -> dict[str, float]:
     """Who is slow, and how long the primary waits for sums over replicas; nothing of one worker."""
     if len(own_ms) == 1:
         return {}
@@ -138,7 +140,7 @@ def _workers(own_ms: Sequence[float], clock: Clock) -> dict[str, float]:
         "workers/step_ms_mean": float(np.mean(own_ms)),
         "workers/step_ms_slowest": max(own_ms),
         "workers/slowest_rank": int(np.argmax(own_ms)),
-        "time/reduction_wait_ms": clock.waited_for_others / clock.steps * 1000,
+        "time/reduction_wait_ms": reduction_wait_ms,
     }
 
 

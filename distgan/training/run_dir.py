@@ -24,8 +24,8 @@ _RECORDED = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "wandb")
 class RunDir:
     """A directory opened for writing by one process; see `read_config` for reading."""
 
-    def __init__(self, path: Path, config: Config, data_fingerprint: str):
-        """Makes or goes on with a run.
+    def __init__(self, path: Path, config: Config, data_fingerprint: str, patience_seconds: float = 0):
+        """Makes or goes on with a run; another process has `patience_seconds` to let go of it.
 
         Raises:
           UserError: it cannot be written, another process writes it, or it holds another run.
@@ -34,7 +34,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(path / ".lock", timeout=0)
+            self._lock = FileLock(path / ".lock", timeout=patience_seconds)
             self._lock.acquire()
         except Timeout:
             raise UserError(f"--run_dir={path} is in use: another process trains there") from None
@@ -129,6 +129,16 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / "config.json"
     return _load(file)["config"] if file.exists() else {}
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """Every start of the run in a directory: `time`, `command`, `versions` and `git_revision`; none where there is no run.
+
+    Raises:
+      UserError: config.json is not readable.
+    """
+    file = path / "config.json"
+    return _load(file)["starts"] if file.exists() else []
 
 
 def versions() -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ def open_extractor(config: Config, images: Images, runtime: Runtime) -> Features
     hashes = runtime.control.gather(opened.sha256)
     if len(set(hashes)) > 1:
         log.warning("the workers' extractors differ in rounding: scores may differ from those of one worker")
-    return opened
+    return dataclasses.replace(opened, devices=runtime.devices())
 
 
 class Evaluations:
@@ -44,7 +46,7 @@ class Evaluations:
     def __init__(self, config: Config, images: Images, runtime: Runtime, sampler: Sampler, directory: Path | None):
         """Opens the extractor, which may train or download it."""
         self.config, self.runtime, self.sampler, self.directory = config, runtime, sampler, directory
-        self.reals = evaluator.of_images(images, runtime)
+        self.reals = evaluator.of_images(images, runtime, config.data.on_error)
         self.extractor = open_extractor(config, images, runtime)
         self.data_fingerprint = images.fingerprint
         self.results = read(directory) if directory else []
@@ -101,9 +103,15 @@ class Evaluations:
         part = self.config.evaluation.metrics[0].options
         *before, last = [each for each in self.results if part.name in each["cards"] and each["images_seen"] <= seen]
         alike = [each for each in before if _protocol(each["cards"][part.name]) == _protocol(last["cards"][part.name])]
-        values = [each["scores"][part.main] for each in alike]
-        value = last["scores"][part.main]
-        return all(value < other if part.lower_is_better else value > other for other in values)
+        *others, value = (sort_key(each["scores"][part.main], part.lower_is_better) for each in (*alike, last))
+        return all(value < other for other in others)
+
+
+def sort_key(score: float, lower_is_better: bool) -> float:
+    """A number that is the less the better the score is; one that is not finite is the worst."""
+    if not math.isfinite(score):
+        return math.inf
+    return score if lower_is_better else -score
 
 
 def _protocol(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +126,7 @@ def for_row(config: Config, found: Mapping[str, float], best: Mapping[str, Any] 
 
 
 def as_json(result: Result, images_seen: int) -> dict[str, Any]:
-    """A line of evaluations.jsonl."""
+    """A line of evaluations.jsonl, for `to_json`."""
     return {
         "images_seen": images_seen,
         "kimg": images_seen / 1000,
@@ -131,7 +139,23 @@ def as_json(result: Result, images_seen: int) -> dict[str, Any]:
 def append(directory: Path, result: Mapping[str, Any]) -> None:
     """Adds a line to evaluations.jsonl."""
     with (directory / _FILE).open("a") as file:
-        file.write(json.dumps(result) + "\n")
+        file.write(to_json(result) + "\n")
+
+
+def to_json(result: Mapping[str, Any], indent: int | None = None) -> str:
+    """A result as JSON, which has no infinity: a score that is not finite is null, as in metrics.jsonl."""
+    finite = {name: value if math.isfinite(value) else None for name, value in result["scores"].items()}
+    return json.dumps({**result, "scores": finite}, indent=indent, allow_nan=False)
+
+
+def from_json(text: str) -> dict[str, Any]:
+    """What `to_json` wrote; a score that was not finite is NaN.
+
+    Raises:
+      ValueError, KeyError, TypeError, AttributeError: it is something else.
+    """
+    result = json.loads(text)
+    return {**result, "scores": {name: math.nan if v is None else v for name, v in result["scores"].items()}}
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
@@ -139,7 +163,7 @@ def read(directory: Path) -> list[dict[str, Any]]:
     path, found = directory / _FILE, []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
-            found.append(json.loads(line))
+            found.append(from_json(line))
         except ValueError:
             continue
     return found
