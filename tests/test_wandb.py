@@ -20,7 +20,6 @@ from distgan.runtime import gpus
 from distgan.tracking.alerts import Watch
 from distgan.training.report import nodes
 
-TIMED = [sys.executable, str(REPOSITORY / "tests" / "timed.py")]
 SMALL = ["--model.width=4", "--train.global_batch=16", "--deterministic", "--runtime.cpu_threads=1"]
 SHORT = ["--train.total_kimg=3.2", "--train.report_kimg=0.16", "--train.sample_kimg=1.6", "--checkpoint.every_kimg=1.6"]
 INIT_SECONDS, FINISH_SECONDS = 4, 10
@@ -146,21 +145,21 @@ def test_fault(faulty, name):
     assert server.unknown == []
 
 
-def test_sync_after_a_fault(faulty):
+def test_sync_after_a_fault(faulty, tmp_path):
     """The printed command brings everything to a server that is well."""
     run_dir, _, err = faulty["403"]
     command = re.search(r"upload with: (wandb sync .*)", err)[1].split()
     with Server() as server:
-        done = sync(command[2:], server)
+        done = sync(command[2:], server, tmp_path)
         assert done.returncode == 0, done.stderr
         assert_same_rows(server.run.history, run_dir)
 
 
-def sync(folders, server):
-    """`wandb sync` as the user would run it."""
+def sync(folders, server, cwd):
+    """`wandb sync` as the user would run it; its own log is left in `cwd`."""
     command = [str(Path(sys.executable).with_name("wandb")), "sync", *map(str, folders)]
     env = environment() | server.environment()
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
 def test_content(faulty):
@@ -173,7 +172,7 @@ def test_content(faulty):
     differing = {name for name, value in resolved["config"].items() if config.get(name) != value}
     assert not differing
     assert config["data_fingerprint"] == resolved["data_fingerprint"]
-    assert config["world_size"] == 1
+    assert (config["chosen_strategy"], config["world_size"]) == ("single", 1)
     assert config["versions"]["wandb"]
     row = reported(server.run.history)[-1]
     assert {"d_logits/real_std", "d_logits/fake_std", "ema/decay", "lr/generator"} <= row.keys()
@@ -260,7 +259,7 @@ def test_killed_and_started_again(tmp_path, mode):
         ids.add(json.loads((run_dir / "wandb_run.json").read_text())["id"])
         if mode == "offline":
             assert_same_rows(on_disk(run_dir), run_dir)
-            sync(sorted(run_dir.glob("wandb/offline-run-*")), server)
+            sync(sorted(run_dir.glob("wandb/offline-run-*")), server, tmp_path)
         assert server.runs.keys() == ids
         assert len(ids) == 1
         assert_same_rows(server.run.history, run_dir)
@@ -331,6 +330,13 @@ def test_gpus(tmp_path, monkeypatch):
 
 def test_watch():
     """What somebody should look at is told once while it lasts."""
+    scores = Watch()
+    throughput = {"throughput/images_per_second": 100}
+    found = [(20, 20), (41, 20), (50, 20), (19, 19), (39, 19)]
+    rows_of_scores = [throughput | {"eval/fid": fid, "eval/fid_best": best} for fid, best in found]
+    told = [[alert.title for alert in scores.row(row)] for row in rows_of_scores]
+    assert told == [[], ["score got worse"], [], [], ["score got worse"]]
+    assert list(scores.row(throughput)) == []
     watch = Watch()
 
     def titles(count, sign, rate):

@@ -69,7 +69,8 @@ class Topology:
 
     def facts(self) -> dict[str, str | int]:
         """What a run's page tells of it."""
-        return {name: getattr(self, name) for name in ("strategy", "num_replicas", "world_size")}
+        # The flag `strategy` may be `auto`, and is told of as it was given.
+        return {"chosen_strategy": self.strategy, "num_replicas": self.num_replicas, "world_size": self.world_size}
 
     @property
     def local_replicas(self) -> range:

@@ -13,6 +13,7 @@ _LONG = 20  # Rows.
 _SURE = 0.95  # Mean sign of the real images' logits; 1 is right about all.
 _SLOW = 0.6  # Of the run's own median.
 _SLOW_ROWS = 3
+_WORSE = 2  # Times the best.
 
 
 class Alert(NamedTuple):
@@ -37,6 +38,9 @@ class Watch:
         """Yields what a row gives cause for."""
         yield from self._overfit(row["d_sign/real"]) if "d_sign/real" in row else ()
         yield from self._slow(row["throughput/images_per_second"])
+        yield from (
+            self._worse(row["eval/fid"], row["eval/fid_best"]) if {"eval/fid", "eval/fid_best"} <= row.keys() else ()
+        )
 
     def _overfit(self, sign: float) -> Iterator[Alert]:
         self.signs.append(sign)
@@ -51,6 +55,10 @@ class Watch:
             self.rates.append(rate)
         text = f"{rate:.0f} images/s, where the run's median is {median:.0f}"
         yield from self._once(self.slow >= _SLOW_ROWS, "throughput dropped", text)
+
+    def _worse(self, distance: float, best: float) -> Iterator[Alert]:
+        text = f"eval/fid is {distance:.2f}, and was {best:.2f}: the best checkpoint is kept"
+        yield from self._once(distance > _WORSE * best, "score got worse", text)
 
     def _once(self, holds: bool, title: str, text: str) -> Iterator[Alert]:
         if holds and title not in self.told:
