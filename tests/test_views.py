@@ -24,6 +24,7 @@ ELSEWHERE = {
     "node/0/gpu_memory_gb",
     "node/0/gpu_power_watts",
     "time/reduction_wait_ms",
+    "time/checkpoint_s",
     "health/nonfinite_steps",
     "loss_scale/generator/scale",
     "d_logits/real",
