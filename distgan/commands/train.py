@@ -155,7 +155,9 @@ class _Training:
             run.tracker = self._open_tracker(rows, total)
             if on_disk and not group.reason:
                 run.scores = dict(on_disk.info.get("scores", {}))
-            run.saver = Saver(run.directory.checkpoints, config.checkpoint, run.snapshots, seen if on_disk else -1)
+            run.saver = Saver(
+                run.directory.checkpoints, config.checkpoint, run.snapshots, on_disk.images_seen if on_disk else -1
+            )
             tell = run.tracker.checkpoint
             run.saver.tell_of = lambda folder, taken, best: tell(folder, taken.images_seen, best, taken.info)
         if run.saver:
