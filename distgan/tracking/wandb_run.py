@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import wandb
 from filelock import FileLock, Timeout
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
-import wandb
 from distgan.tracking import wandb_log
 
 _MOST_ERRORS = 10
