@@ -325,7 +325,10 @@ class TrackingConfig:
     wandb_entity: str = option("", "user or team of the W&B run; empty is the key's own", may_change=True)
     wandb_key_file: str = option("", "file that holds the W&B key and nothing else", may_change=True)
     wandb_checkpoints: str = option(
-        "none", "checkpoints that become W&B artifacts", choices=("none", "best", "all"), may_change=True
+        "none",
+        "checkpoints that become W&B artifacts, and exports with them",
+        choices=("none", "best", "all"),
+        may_change=True,
     )
     wandb_artifacts: str = option(
         "copy",

@@ -230,6 +230,12 @@ def test_one_run(tmp_path, launcher):
         assert row["node/0/gpu_memory_gb"] == 2
         assert not any(name.startswith("node/1") for name in row)
         assert ("time/reduction_wait_ms" in row) == (launcher != "mirrored")
+        if launcher == "mirrored":
+            finish(start("export", f"--run_dir={run_dir}", f"--out={tmp_path / 'digits'}", env=env))
+            assert len(server.runs) == 2
+            [exported] = [each for each in server.artifacts.values() if "generator.keras" in str(each["files"])]
+            assert any("saved_model.pb" in str(file) for file in exported["files"])
+            assert server.unknown == []
         saved = {each["state"] for each in server.artifacts.values()}
         assert saved == {"COMMITTED"}
         assert any(file.endswith("manifest.json") for each in server.artifacts.values() for file in each["files"])

@@ -14,6 +14,7 @@ from distgan.config import option, section
 from distgan.data.source import Description
 from distgan.errors import UserError
 from distgan.runtime import devices
+from distgan.tracking.wandb_sink import log_export
 from distgan.training import checkpoint
 from distgan.training.run_dir import versions
 
@@ -74,6 +75,7 @@ def run(options: Options) -> int:
         print(f"{sum(each.stat().st_size for each in _files(path)):>12,} bytes  {path}")
     for check in checks:
         print(check)
+    log_export(config.tracking, Path(options.run_dir), out, saved.images_seen)
     return 0
 
 

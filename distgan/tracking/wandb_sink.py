@@ -37,7 +37,9 @@ _STOPPED = 75
 _DIVERGED = 3
 
 
-def open_wandb(tracking: TrackingConfig, facts: Mapping[str, Any], run_dir: Path, restarts: int) -> WandbSink | None:
+def open_wandb(
+    tracking: TrackingConfig, facts: Mapping[str, Any], run_dir: Path, restarts: int, job_type: str = "train"
+) -> WandbSink | None:
     """The W&B run of a run directory, begun or gone on with; None where it is disabled.
 
     Raises:
@@ -60,11 +62,33 @@ def open_wandb(tracking: TrackingConfig, facts: Mapping[str, Any], run_dir: Path
         "init_seconds": tracking.wandb_init_seconds,
         "finish_seconds": tracking.wandb_finish_seconds,
         "by_reference": tracking.wandb_artifacts == "reference",
+        "job_type": job_type,
     }
     sink = WandbSink(order, tracking.wandb_checkpoints)
     if restarts:
         sink.alert(Alert("restart", f"start number {restarts + 1} of {run_dir}", "INFO"))
     return sink
+
+
+def log_export(tracking: TrackingConfig, run_dir: Path, out: Path, images_seen: int) -> None:
+    """Logs what `distgan export` wrote as an artifact, where the run's checkpoints are; in a W&B run of its own.
+
+    W&B's failures are told and end nothing.
+    """
+    if tracking.wandb_checkpoints == "none" or tracking.wandb == "disabled":
+        return
+    folder = run_dir / "wandb" / f"export-{out.name}"
+    try:
+        trained = json.loads((run_dir / "wandb_run.json").read_text())["id"]
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {"trained_by": trained, "images_seen": images_seen}
+        sink = open_wandb(tracking, facts, folder, 0, "export")
+    except (OSError, ValueError, KeyError, UserError) as error:
+        log.warning("the export is no artifact at W&B: %s", error)
+        return
+    if sink:
+        sink.artifact(out, "distgan-export", ["latest", f"kimg-{images_seen / 1000:g}"], facts)
+        sink.close(0)
 
 
 def _identity(run_dir: Path, tracking: TrackingConfig, given: str, restarts: int) -> dict[str, str]:
@@ -127,7 +151,11 @@ class WandbSink(Sink):
         if images_seen != self.sent and (self.checkpoints == "all" or (self.checkpoints == "best" and best)):
             self.sent = images_seen
             aliases = ["latest", f"kimg-{images_seen / 1000:g}", *(["best"] if best else [])]
-            self._put(artifact={"path": str(path), "name": "distgan", "aliases": aliases, "metadata": dict(facts)})
+            self.artifact(path, "distgan", aliases, facts)
+
+    def artifact(self, path: Path, name: str, aliases: list[str], metadata: Mapping[str, Any]) -> None:
+        """Takes a folder as the next version of `NAME-ID`, with the run's id."""
+        self._put(artifact={"path": str(path), "name": name, "aliases": aliases, "metadata": dict(metadata)})
 
     def alert(self, alert: Alert) -> None:
         self._put(alert=alert._asdict())
