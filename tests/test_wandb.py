@@ -241,7 +241,8 @@ def test_one_run(tmp_path, launcher):
         assert any(file.endswith("manifest.json") for each in server.artifacts.values() for file in each["files"])
     if stopped:
         assert "stopped by W&B's stop button" in errors[0]
-        assert int(sorted((run_dir / "checkpoints").glob("0*"))[-1].name) == row["progress/images_seen"]
+        saved = int(sorted((run_dir / "checkpoints").glob("0*"))[-1].name)
+        assert 0 <= saved - row["progress/images_seen"] < 640
 
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
