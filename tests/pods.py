@@ -180,10 +180,6 @@ class Pod:
             "mount -t proc proc $root/proc",
             "mount --rbind /dev $root/dev",
         ]
-        # Python, its packages and the checkout are where they are, and may be on other disks.
-        for path in (sys.base_prefix, sys.prefix, REPOSITORY):
-            lines += [f"mkdir -p $root{path}", f"mount --bind {path} $root{path}"]
-            lines += [f"chmod o+x $root{parent}" for parent in Path(path).parents]
         files = [
             (REPOSITORY, f"{WHERE}:ro"),
             (REPOSITORY / "k8s" / "sshd_config", "/etc/ssh/sshd_config"),
@@ -200,6 +196,10 @@ class Pod:
             lines += [f"{make} $root{path}", f"mount --bind {source} $root{path}"]
             if read_only:
                 lines.append(f"mount -o remount,bind,ro $root{path}")
+        # Python, its packages and the checkout are where they are, on other disks maybe, or where the pod has a mount.
+        for path in (sys.base_prefix, sys.prefix, REPOSITORY):
+            lines += [f"mkdir -p $root{path}", f"mount --bind {path} $root{path}"]
+            lines += [f"chmod o+x $root{parent}" for parent in Path(path).parents]
         return "\n".join([*lines, "mount -o remount,ro $root", "export PATH=$PATH:/usr/sbin:/sbin", ""])
 
     @property

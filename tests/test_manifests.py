@@ -151,7 +151,7 @@ MISTAKES = [
     ("slots", "horovod", "MPIJob", "spec.slotsPerWorker", 4),
     ("slots", "horovod-elastic", "MPIJob", f"{LAUNCHER}.containers.0.args.5", "4"),
     ("slots", "horovod-elastic", "MPIJob", f"{LAUNCHER}.containers.0.args.3", "8"),
-    ("ssh", "horovod", "MPIJob", "spec.sshAuthMountPath", "/root/.ssh"),
+    ("ssh", "horovod", "MPIJob", "spec.sshAuthMountPath", "/home/other/.ssh"),
     ("ssh", "horovod-elastic", "MPIJob", f"{WORKER}.containers.0.ports.0.containerPort", 22),
     ("volumes", "single", "Job", f"{POD}.volumes.1.name", "results"),
     ("volumes", "horovod", "MPIJob", f"{WORKER}.volumes.0.configMap.name", "other"),
