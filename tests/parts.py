@@ -86,7 +86,7 @@ class _Slow(InMemory):
     images_per_call = 8
 
     def read(self, indices):
-        time.sleep(0.2)
+        time.sleep(0.5)
         return super().read(indices)
 
 
