@@ -186,9 +186,12 @@ def test_a_run_goes_on_under_any_strategy(tmp_path):
     assert [row["progress/images_seen"] for row in rows(parts)] == list(range(32, 2049, 32))
     apart = [row for row in rows(parts) if "workers/slowest_rank" in row]
     assert [row["progress/images_seen"] for row in apart] == list(range(544, 1537, 32))
-    for row in apart[13:16]:  # Under multiworker, once the images that were read ahead are used up.
-        assert row["workers/slowest_rank"] == 1, row
-        assert row["workers/step_ms_slowest"] > 30 + row["workers/step_ms_fastest"], row
+    # Under multiworker; where images were read ahead, as during a compilation or a slow report, there is no wait to see.
+    waits = [row["workers/step_ms_slowest"] - row["workers/step_ms_fastest"] for row in apart[4:16]]
+    slow = [row for row, wait in zip(apart[4:16], waits, strict=True) if wait > 30]
+    assert len(slow) >= 4, waits
+    assert all(row["workers/slowest_rank"] == 1 for row in slow), slow
+    for row in apart:
         assert row["workers/step_ms_fastest"] <= row["workers/step_ms_mean"] <= row["workers/step_ms_slowest"]
 
 
