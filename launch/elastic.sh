@@ -85,12 +85,7 @@ job=$!
 watch=$!
 
 trap 'stop_trainers "$program" $job' TERM INT
-status=0
-wait $job || status=$?
-while kill -0 $job 2>/dev/null; do # A signal ends the wait, and not the job.
-  status=0
-  wait $job || status=$?
-done
+wait_for $job
 kill $watch 2>/dev/null || true
 wait $reader
 if [ -s "$folder/code" ]; then

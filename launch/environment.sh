@@ -3,6 +3,17 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 command -v distgan >/dev/null || PATH="$root/.venv/bin:$PATH"
 command -v distgan >/dev/null || { echo "launch: distgan is missing: run bash launch/local.sh first" >&2; exit 2; }
 
+# Waits for the process JOB and sets `status` to its exit code: a trapped signal ends a `wait`, and not the process.
+#   wait_for JOB
+wait_for() {
+  status=0
+  wait "$1" || status=$?
+  while kill -0 "$1" 2>/dev/null; do
+    status=0
+    wait "$1" || status=$?
+  done
+}
+
 # horovodrun kills its ranks 4.5 s after it is told to stop. One rank that is told itself is enough: all save, and leave.
 #   stop_trainers PROGRAM JOB: the ranks of PROGRAM with this DISTGAN_JOB on this machine; horovodrun, process JOB, where there are none
 stop_trainers() {

@@ -41,12 +41,7 @@ export DISTGAN_JOB="$folder"
 "${command[@]}" 2>"$folder/errors" > >(sed -u -E '/^(Process [0-9]+ exit with|Terminating remaining workers)/d; s/^\[[0-9]+\]<stdout>://') &
 job=$!
 trap 'stop_trainers "$program" $job' TERM INT
-status=0
-wait $job || status=$?
-while kill -0 $job 2>/dev/null; do # A signal ends the wait, and not the job.
-  status=0
-  wait $job || status=$?
-done
+wait_for $job
 wait $reader
 [ $status = 0 ] || [ ! -s "$folder/code" ] || status="$(cat "$folder/code")"
 exit "$status"

@@ -6,6 +6,7 @@
 set -euo pipefail
 host_file="${DISTGAN_HOST_FILE:-/etc/mpi/hostfile}"
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+. "$here/environment.sh"
 port=2222 wait_seconds=1800 restarts=20
 
 [ $# -gt 1 ] && [ "$1" = -- ] || { echo "mpijob.sh: usage: bash launch/mpijob.sh -- train [--flags]" >&2; exit 2; }
@@ -38,12 +39,7 @@ for ((restart = 0; ; restart++)); do
   [ $stopped = 0 ] || exit 75
   bash "$here/horovod.sh" -np "$ranks" --hostfile "$host_file" -p $port --network-interfaces eth0 "$@" &
   job=$!
-  status=0
-  wait $job || status=$?
-  while kill -0 $job 2>/dev/null; do # A signal ends the wait, and not the job.
-    status=0
-    wait $job || status=$?
-  done
+  wait_for $job
   case $status in 0 | 2 | 3) exit $status ;; esac
   if [ $stopped = 1 ] || [ $restart = $restarts ]; then exit $status; fi
   echo "mpijob.sh: the run ended with exit code $status: starting it again" >&2

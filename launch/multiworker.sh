@@ -26,14 +26,9 @@ for ((index = 0; index < workers; index++)); do
   jobs+=($!)
 done
 trap 'kill -TERM "${jobs[@]}" 2>/dev/null' TERM INT
-status=0
+first=0
 for job in "${jobs[@]}"; do
-  code=0
-  wait "$job" || code=$?
-  while kill -0 "$job" 2>/dev/null; do # A signal ends the wait, and not the worker.
-    code=0
-    wait "$job" || code=$?
-  done
-  [ $status != 0 ] || status=$code
+  wait_for "$job"
+  [ $first != 0 ] || first=$status
 done
-exit $status
+exit $first

@@ -1,11 +1,10 @@
-"""`distgan train`: opens the parts of a run, hands them to the loop, and answers for how it ends."""
+"""`distgan train`: checks a run and agrees on it with the other workers, trains it, and answers for how it ends."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from distgan import config as configs
 from distgan import presets
 from distgan.config import Config, option
 from distgan.data.source import Description, Images
-from distgan.errors import Diverged, Exit, Regroup, Stopped, UserError
+from distgan.errors import Exit, Regroup, UserError
 from distgan.runtime import devices, topology
 from distgan.runtime.control import Control, Group
 from distgan.tracking import console
 from distgan.tracking.console import log
-from distgan.training.run_dir import RunDir, read_config, versions
-from distgan.training.saving import Saver, Snapshots
+from distgan.training.run_dir import read_config, versions
 from distgan.training.stopping import Stop
 
 
@@ -54,9 +52,9 @@ def run(options: Options) -> int:
     if workers and workers.strategy == "horovod":
         devices.silence(options.verbosity)
     with Stop(Control(), _grace_seconds(config, workers)).watching() as stop:
-        training = _Training(options, config, stop)
-        with training.recorded():
-            devices.in_groups(config, workers, training.work)
+        part = _Part(options, config, stop)
+        with part.recorded():
+            devices.in_groups(config, workers, part.work)
     return 0
 
 
@@ -66,15 +64,15 @@ def _grace_seconds(config: Config, workers: topology.Workers | None) -> float:
     return config.checkpoint.grace_seconds or (2 if by_horovodrun else 30)
 
 
-class _Training:
+class _Part:
     """This process' part in a run; elastic workers have one in each group of workers after the other."""
 
     def __init__(self, options: Options, config: Config, stop: Stop):
         self.options, self.config, self.stop = options, config, stop
         self.images: Any = None
         self.runtime: Any = None
-        self.run: Any = None
-        """The `loop.Run`."""
+        self.worker: Any = None
+        """The `training.worker.Worker`."""
 
     def work(self, group: Group) -> None:
         """Trains in a group of workers to the end.
@@ -91,8 +89,8 @@ class _Training:
             self.runtime = devices.open_runtime(config, group.workers, control)
         else:
             self.runtime = self.runtime.regrouped(group)
-        runtime = self.runtime
-        _agree_on_versions(self.images, runtime)
+        images, runtime = self.images, self.runtime
+        _agree_on_versions(images, runtime)
         from distgan.training import phases
 
         problems = list(phases.problems(config, runtime.topology.num_replicas))
@@ -105,94 +103,16 @@ class _Training:
         elif runtime.topology.is_primary:
             log_topology(config, runtime.topology)
         if self.options.dry_run:
-            describe(config, self.images, runtime)
+            describe(config, images, runtime)
         else:
             with self.recorded():
-                self._train(group)
+                control.at("building the networks", 0, patient=True)
+                if self.worker is None:
+                    from distgan.training.worker import Worker
+
+                    self.worker = Worker(config, images, runtime, self.stop)
+                self.worker.train(group, runtime)
         runtime.close()
-
-    def _train(self, group: Group) -> None:
-        from distgan.tracking.tracker import JsonLines, Tracker
-        from distgan.training import checkpoint, loop
-
-        config, runtime, control, images = self.config, self.runtime, group.control, self.images
-        place, path, total = runtime.topology, Path(config.run_dir), configs.images(config.train.total_kimg)
-        control.at("building the networks", 0, patient=True)
-        if self.run is None:
-            self.run = self._start()
-        run = self.run
-        run.runtime = runtime
-        if not place.is_primary:
-            self._let_go(Stopped.code)  # Another process goes on with it.
-        if control.elastic:
-            control.gather("networks built, run directory let go")
-        opens = place.is_primary and run.directory is None
-        saved = run.snapshots.newest if run.snapshots else None
-        if opens:
-            if group.workers is None or group.reason:
-                console.start_log()
-                console.log_to(path / "log.txt")
-            run.directory = RunDir(path, config, images.fingerprint, _LET_GO_SECONDS if group.reason else 0)
-            on_disk = checkpoint.newest(run.directory.checkpoints, repair=True)
-            run.best = on_disk.info.get("best") if on_disk else None
-            saved = saved or on_disk
-            rows = JsonLines(path / "metrics.jsonl")
-            run.tracker = Tracker([rows])
-        run.state.share(saved.arrays if saved else None, runtime)
-        seen = run.images_seen
-        if group.reason:
-            log.info("%s", _told(group, place.world_size, seen))
-        else:
-            log.info("%s at %g of %g kimg in %s", "goes on" if seen else "starts", seen / 1000, total / 1000, path)
-            lacking = opens and loop.lacks(config, run.state, path, rows.last_images_seen)
-            if seen >= total and not control.gather(lacking)[0]:
-                log.info("nothing left to do: raise --train.total_kimg, or choose another --run_dir")
-                return
-        run.facts = _facts(config, images, run.state.description, place, run.directory)
-        if place.is_primary or control.elastic:
-            run.snapshots = run.snapshots or Snapshots(lambda: loop.snapshot(run))
-        if opens:
-            run.tracker = self._open_tracker(rows, total)
-            if on_disk and not group.reason:
-                run.scores = dict(on_disk.info.get("scores", {}))
-            run.saver = Saver(
-                run.directory.checkpoints, config.checkpoint, run.snapshots, on_disk.images_seen if on_disk else -1
-            )
-            tell = run.tracker.checkpoint
-            run.saver.tell_of = lambda folder, taken, best: tell(folder, taken.images_seen, best, taken.info)
-        if run.saver:
-            control.before_leaving = run.saver.flush
-        loop.train(run, self.stop)
-        control.release()
-        self._let_go(0)
-        log.info("done: %g kimg, samples in %s", total / 1000, path / "samples")
-
-    def _start(self) -> Any:
-        """The run, with the networks that it starts from."""
-        from distgan.data.pipeline import Reader
-        from distgan.tracking.tracker import Tracker
-        from distgan.training import checkpoint, loop
-        from distgan.training.state import build_state
-
-        config, images, runtime = self.config, self.images, self.runtime
-        state = build_state(config, Description.of(images), runtime)
-        fresh = runtime.topology.is_primary and not checkpoint.whole(Path(config.run_dir) / "checkpoints")
-        if config.init_from and fresh:
-            _start_from(config, state)
-        reader = Reader(images, config.data, config.seed)
-        return loop.Run(config, reader, runtime, state, None, Tracker([]), {})
-
-    def _open_tracker(self, rows: Any, total: int) -> Any:
-        from distgan.tracking.tensorboard import TensorBoard
-        from distgan.tracking.tracker import Sink, Tracker
-        from distgan.tracking.wandb_sink import open_wandb
-
-        path, directory = Path(self.config.run_dir), self.run.directory
-        tracked = {**directory.facts(), "num_images": self.images.num_images, **self.runtime.topology.facts()}
-        wandb_run = open_wandb(self.config.tracking, tracked, path, directory.starts)
-        events = TensorBoard(path / "tensorboard") if self.config.tracking.tensorboard else None
-        sinks: list[Sink | None] = [rows, console.ProgressLine(total), wandb_run, events]
-        return Tracker([sink for sink in sinks if sink], rows.last_images_seen)
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
@@ -210,29 +130,8 @@ class _Training:
         finally:
             if exit_code >= 0:
                 self.stop.control.release()
-                self._let_go(exit_code)
-
-    def _let_go(self, exit_code: int) -> None:
-        """Ends what is written to the run directory, and lets another process in."""
-        from distgan.tracking.tracker import Tracker
-
-        run = self.run
-        if run is None or run.directory is None:
-            return
-        # What other workers' ends have cut off is not lost; what diverged is not kept.
-        if run.saver and exit_code != Diverged.code:
-            run.saver.flush()
-        run.tracker.close(exit_code)
-        run.directory.close()
-        run.directory, run.saver, run.tracker = None, None, Tracker([])
-
-
-_LET_GO_SECONDS = 150  # For the process that had the run directory to close it: W&B may take two minutes.
-
-
-def _told(group: Group, count: int, seen: int) -> str:
-    who = f"{count} workers go on" if count > 1 else "1 worker goes on"
-    return f"{group.reason}; {who} at {seen / 1000:g} kimg after {time.monotonic() - group.noticed:.1f} s"
+                if self.worker:
+                    self.worker.let_go(exit_code)
 
 
 # What each worker may have of its own.
@@ -330,37 +229,3 @@ def describe(config: Config, images: Images, runtime: Any) -> None:
         print(f"{name}: {count:,} parameters")
     parts = ", ".join(f"{name} {size / 2**20:.1f}" for name, size in memory.items())
     print(f"estimated memory of a replica: {sum(memory.values()) / 2**20:.1f} MiB ({parts})")
-
-
-def _start_from(config: Config, state: Any) -> None:
-    """Takes the networks' weights from the newest checkpoint of --init_from.
-
-    Raises:
-      UserError: there is none, or its networks are not these.
-    """
-    from distgan.training import checkpoint
-
-    saved = checkpoint.newest(Path(config.init_from) / "checkpoints")
-    if saved is None:
-        raise UserError(f"--init_from={config.init_from} holds no run with a checkpoint")
-    try:
-        state.load_networks(saved.arrays)
-    except ValueError as error:
-        raise UserError(f"--init_from={config.init_from} has other networks: {error}") from None
-
-
-def _facts(
-    config: Config, images: Images, description: Description, place: topology.Topology, directory: RunDir | None
-) -> dict[str, Any]:
-    """What explains a checkpoint besides its images seen."""
-    return {
-        **dataclasses.asdict(description),
-        "num_images": images.num_images,
-        "data_fingerprint": images.fingerprint,
-        "strategy": place.strategy,
-        "world_size": place.world_size,
-        "num_replicas": place.num_replicas,
-        "versions": versions(),
-        "config": configs.flatten(config),
-        "wandb_run_id": directory.wandb_run_id() if directory else None,
-    }
