@@ -18,6 +18,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import wandb_files
 from conftest import REPOSITORY, SMALL, clusters, environment, finish_all, local_addresses, numbers, rows
 from faults import DAMAGES, Watch, flip, full, honest, lose, memory_disk, ranks, read_only, truncate
 from worlds import SIZES
@@ -249,13 +250,20 @@ def test_stop_in_a_compilation(tmp_path):
         "--train.report_kimg=0.08",
         length(20),
     )
-    words = (*words, "--model.width=32", f"--checkpoint.grace_seconds={grace}")
+    words = (*words, "--model.width=32", f"--checkpoint.grace_seconds={grace}", "--tracking.wandb=offline")
     undisturbed, stopped = Life(tmp_path / "undisturbed", *words), Life(tmp_path / "stopped", *words)
     stopped.start("term:step:1").until_told("fault: term")
     begun = time.monotonic()
     err = stopped.end(75, f"stopped by SIGTERM while step 0 took more than {grace} s; the state before it is saved")
     assert time.monotonic() - begun < 3 * grace + 3, err
     assert state(stopped.run_dir).images_seen == 0
+    preempted = next(stopped.run_dir.glob("wandb/offline-run-*/run-*.wandb"))
+    end = time.monotonic() + 60
+    while wandb_files.exit_code(preempted) is None:  # W&B's process ends after the trainer.
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert wandb_files.exit_code(preempted) == 75
+    assert any(record.HasField("preempting") for record in wandb_files.records(preempted))
     side_by_side(undisturbed.run, stopped.run)
     assert_same(undisturbed.run_dir, stopped.run_dir)
     assert rows(stopped.run_dir)[-1]["progress/restarts"] == 1

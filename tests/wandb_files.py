@@ -41,3 +41,8 @@ def history(path):
     for record in records(path):
         if record.WhichOneof("record_type") == "history":
             yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+
+
+def exit_code(path):
+    """The run's; None before its end."""
+    return next((record.exit.exit_code for record in records(path) if record.HasField("exit")), None)

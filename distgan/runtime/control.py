@@ -71,8 +71,8 @@ class Control:
 
     elastic = False
     """Whether the loss of a worker means `Regroup` for the others, and not the end."""
-    before_leaving: Callable[[], None] = staticmethod(lambda: None)
-    """Called where the process ends without its main thread: saves what can be saved."""
+    before_leaving: Callable[[int], None] = staticmethod(lambda exit_code: None)
+    """Called with the exit code where the process ends without its main thread: saves what can be saved."""
     heartbeat: Heartbeat | None = None
 
     def gather(self, value: Any) -> list[Any]:
@@ -114,7 +114,7 @@ class Control:
 
     def force(self, text: str) -> None:
         """From any thread: ends all workers as stopped, whatever their main threads are doing."""
-        self.before_leaving()
+        self.before_leaving(Stopped.code)
         _speak(Ended(Stopped.code, text))
         logging.shutdown()
         os._exit(Stopped.code)
@@ -390,7 +390,7 @@ class Line(Control):
         time.sleep(_FORCED_SECONDS if verdict.code == Stopped.code else _GRACE_SECONDS)
         if self._taken or self._closing:
             return
-        self.before_leaving()
+        self.before_leaving(verdict.code)
         _speak(verdict)
         logging.shutdown()
         os._exit(verdict.code)

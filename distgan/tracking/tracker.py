@@ -43,6 +43,9 @@ class Sink:
     def alert(self, alert: Alert) -> None:
         """Takes what somebody should look at."""
 
+    def leave(self, exit_code: int) -> None:
+        """Hears how the run ends where nobody can wait for it to close; from any thread."""
+
     def close(self, exit_code: int) -> None:
         """Ends with the exit code of the run."""
 
@@ -99,6 +102,11 @@ class Tracker:
         """Tells of what somebody should look at."""
         for sink in self.sinks:
             sink.alert(alert)
+
+    def leave(self, exit_code: int) -> None:
+        """Tells every sink how the run ends, and waits for none; from any thread."""
+        for sink in self.sinks:
+            sink.leave(exit_code)
 
     def close(self, exit_code: int) -> None:
         """Ends every sink."""
