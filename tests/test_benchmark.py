@@ -23,7 +23,7 @@ SMALL = ("--preset=cifar10-dcgan", "--model.width=4", "--train.global_batch=16")
             ("milliseconds", "whole_step"),
         ),
         (("--what=startup",), ("seconds_to_first_step",)),
-        (("--what=tracking", "--blocks=1", "--block_seconds=0.1"), ("offline_of_disabled", "hung_of_disabled")),
+        (("--what=tracking", "--blocks=2", "--block_seconds=0.1"), ("offline_of_disabled", "hung_of_disabled")),
         (("--what=memory",), ("peak_gib", "estimated_replica_gib")),
         (
             ("--what=metrics", "--metrics_count=300", "--metrics_size=20"),

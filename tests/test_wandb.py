@@ -1,6 +1,7 @@
 """W&B cannot harm a run: the real client against a stand-in server that fails in every way, kills, restarts, workers."""
 
 import contextlib
+import functools
 import json
 import math
 import re
@@ -16,6 +17,8 @@ import wandb_files
 from conftest import REPOSITORY, environment, finish, finish_all, launch, rows, start
 from wandb_server import KEY, Server
 
+from distgan import config as configs
+from distgan import presets
 from distgan.runtime import gpus
 from distgan.tracking.alerts import Watch
 from distgan.training.report import nodes
@@ -315,6 +318,48 @@ def test_without_wandb_or_key(tmp_path):
     assert re.search(r"W&B run trial7 is on this disk; upload with: wandb sync \S+offline-run-\S+-trial7", offline)
     assert json.loads((tmp_path / "keyless" / "wandb_run.json").read_text())["id"] == "trial7"
     assert_same_rows(on_disk(tmp_path / "keyless"), tmp_path / "keyless")
+
+
+def test_sweep(tmp_path):
+    """The sweep file as the README says it: a trial is a run of two ranks, in a directory of its own, with the score aimed at."""
+    trials = [
+        {"optimizer.learning_rate": rate, "optimizer.beta_1": beta} for rate, beta in ((0.0002, 0.5), (0.0009, 0.0))
+    ]
+    fixed = {"preset": "digits-dcgan", "train.total_kimg": 0.32, "train.report_kimg": 0.16, "train.global_batch": 64}
+    fixed |= {"evaluation.every_kimg": 0.32, "evaluation.extractor": "classifier", "model.width": 4}
+    (tmp_path / "launch").symlink_to(REPOSITORY / "launch")
+    with Server() as server:
+        env = environment() | server.environment()
+        env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+        client = functools.partial(subprocess.run, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        created = client(["wandb", "sweep", "--project", "distgan", "launch/sweep.yaml"])
+        agent = re.search(r"wandb agent \S+/distgan/\S+", created.stderr)[0].split()
+        flags = configs.flatten(configs.build(configs.Config, presets.preset("digits-dcgan")))
+        assert server.sweep["parameters"].keys() <= flags.keys()
+        server.trials = [fixed | trial for trial in trials]
+        done = client(agent)
+        assert done.returncode == 0, done.stderr
+        assert server.runs.keys() == {"trial0", "trial1"}, done.stderr
+        for name, trial in zip(("trial1", "trial0"), trials, strict=True):
+            run, run_dir = server.runs[name], tmp_path / "runs" / "sweep" / name
+            assert_same_rows(run.history, run_dir)
+            assert run.summary[server.sweep["metric"]["name"]] == rows(run_dir)[-1]["eval/fid_best"]
+            assert {flag: run.config[flag]["value"] for flag in trial} == trial
+            assert run.config["world_size"]["value"] == 2
+        assert server.unknown == []
+
+
+def test_dashboard():
+    """`distgan dashboard` brings the workspace to the server, and says where it is."""
+    with Server() as server:
+        env = environment() | server.environment()
+        out, _ = finish(start("dashboard", "--project=birds", "--entity=tester", env=env))
+        [view] = server.views
+        assert (view["entityName"], view["projectName"]) == ("tester", "birds")
+        sections = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
+        assert sections[0]["name"] == "Now"
+        assert re.fullmatch(rf"{server.url}/tester/birds\?nw=\w+\n", out)
+        assert server.unknown == []
 
 
 def test_key_file_that_is_not_there(tmp_path, refused):

@@ -16,8 +16,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
+import yaml
+
 KEY = "0123456789abcdef" * 2 + "01234567"
 _ALWAYS = 10**9
+_PROJECT = {"id": "p", "name": "distgan", "entity": {"id": "e", "name": "tester"}}
 
 
 @dataclasses.dataclass
@@ -69,6 +72,10 @@ class Server:
         self.dead = False
         self.stop = False
         """Whether the stop button is pressed."""
+        self.sweep: dict = {}
+        self.trials: list[dict] = []
+        """Flags and values that the sweep's agent has yet to try."""
+        self.views: list[dict] = []
 
     def __enter__(self):
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
@@ -256,6 +263,30 @@ class Server:
     def _RunHistoryKeys(self, v):
         run = self.runs[v["name"]]
         return {"project": {"run": {"historyKeys": {"lastStep": max(run.lines, default=-1)}}}}
+
+    def _UpsertSweep(self, v):
+        self.sweep = yaml.safe_load(v["config"])
+        return {"upsertSweep": {"sweep": {"name": "s1", "project": _PROJECT}, "configValidationWarnings": []}}
+
+    def _SweepWithRuns(self, v):
+        sweep = {"id": "s", "name": v["sweep"], "state": "RUNNING", "config": yaml.safe_dump(self.sweep)}
+        return {"project": {"sweep": sweep | {"runs": {"edges": []}}}}
+
+    def _CreateAgent(self, _):
+        return {"createAgent": {"agent": {"id": "agent"}}}
+
+    def _Heartbeat(self, v):
+        commands = []
+        if not json.loads(v["runState"]):
+            commands = [{"type": "exit"}]
+            if self.trials:
+                args = {name: {"value": value} for name, value in self.trials.pop(0).items()}
+                commands = [{"type": "run", "run_id": f"trial{len(self.trials)}", "program": None, "args": args}]
+        return {"agentHeartbeat": {"agent": {"id": v["id"]}, "commands": json.dumps(commands)}}
+
+    def _UpsertView2(self, v):
+        self.views.append(v)
+        return {"upsertView": {"view": {"id": "view", "name": v["name"]}, "inserted": True}}
 
     def stream(self, name, body):
         """Takes a post of the file stream."""

@@ -169,6 +169,8 @@ def _checkpoint(config: Config, options: Options) -> dict[str, Any]:
 def _tracking(config: Config, options: Options) -> dict[str, Any]:
     from distgan.commands import tracking_costs
 
+    if options.blocks < 2:
+        raise UserError(f"--blocks={options.blocks}: tracking needs two at least, to say how far they differ")
     return tracking_costs.tracking_costs(_open(config).advance, config, options.blocks, options.block_seconds)
 
 

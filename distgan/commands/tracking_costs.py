@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import socket
 import statistics
 import tempfile
@@ -14,24 +15,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
+
 from distgan import config as configs
 from distgan.config import Config
-from distgan.runtime import topology
 from distgan.tracking.tracker import JsonLines, Sink, Tracker
 from distgan.tracking.wandb_sink import open_wandb
 
 _CALL_SECONDS = 1.0  # As in training.
 _SETTLE_SECONDS = 15  # Until the processes beside the training have started, which is not what is measured.
 _NO_KEY = "0" * 40
+_MODES = {"disabled": "disabled", "disabled_again": "disabled", "offline": "offline", "hung": "online"}
 
 
 def tracking_costs(advance: Callable[[int], None], config: Config, blocks: int, block_seconds: float) -> dict[str, Any]:
-    """Throughput with a row every --train.report_kimg to each of three trackers, in alternating blocks.
+    """Throughput with a row every --train.report_kimg to each of four trackers, in blocks of changing order.
+
+    W&B's processes run in the blocks of their own tracker alone: what they do between rows is its cost too. The second
+    tracker without W&B shows what this machine makes of no difference; W&B's use of the CPU is counted beside.
 
     Args:
       advance: trains a number of steps.
       config: the run.
-      blocks: of each kind.
+      blocks: of each kind, two at least.
       block_seconds: about how long one takes.
     """
     batch = config.train.global_batch
@@ -45,7 +52,7 @@ def tracking_costs(advance: Callable[[int], None], config: Config, blocks: int, 
     longest = 0.0
 
     def block(tracker: Tracker) -> float:
-        """Images per second of some rows' steps."""
+        """Seconds of some rows' steps."""
         nonlocal longest
         seen = max(0, tracker.seen_before)
         start = time.perf_counter()
@@ -57,35 +64,70 @@ def tracking_costs(advance: Callable[[int], None], config: Config, blocks: int, 
             keys = ("loss/discriminator", "loss/generator", "throughput/images_per_second", "d_sign/real")
             tracker.row({"progress/images_seen": seen, **dict.fromkeys(keys, 0.5)})
             longest = max(longest, time.perf_counter() - before)
-        return rows * per_row * batch / (time.perf_counter() - start)
+        return time.perf_counter() - start
 
     with tempfile.TemporaryDirectory() as folder, _hung_server() as url:
-        trackers = {}
-        for name, mode in {"disabled": "disabled", "offline": "offline", "hung": "online"}.items():
-            run_dir = Path(folder) / name
-            run_dir.mkdir()
-            tracking = dataclasses.replace(
-                config.tracking, wandb=mode, wandb_key_file="", wandb_init_seconds=10**6, wandb_finish_seconds=1
-            )
-            sinks: list[Sink | None] = [JsonLines(run_dir / "metrics.jsonl")]
-            with topology.environment(WANDB_BASE_URL=url, WANDB_API_KEY=_NO_KEY):
-                sinks.append(open_wandb(tracking, configs.flatten(config), run_dir, 0))
-            trackers[name] = Tracker([sink for sink in sinks if sink])
-        time.sleep(_SETTLE_SECONDS)
-        rates: dict[str, list[float]] = {name: [] for name in trackers}
-        for number in range(blocks):
-            for name in list(trackers) if number % 2 else reversed(list(trackers)):
-                rates[name].append(block(trackers[name]))
-        for tracker in trackers.values():
+        opened = {name: _open(config, Path(folder) / name, mode, url) for name, mode in _MODES.items()}
+        cpu_before = {name: _cpu_seconds(processes) for name, (_, processes) in opened.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in opened}
+        order = np.random.default_rng(0)
+        for _ in range(blocks):
+            for name in order.permutation(list(opened)):
+                tracker, processes = opened[name]
+                _each(processes, psutil.Process.resume)
+                seconds[name].append(block(tracker))
+                _each(processes, psutil.Process.suspend)
+        cpu = {name: _cpu_seconds(processes) - cpu_before[name] for name, (_, processes) in opened.items()}
+        for tracker, processes in opened.values():
+            _each(processes, psutil.Process.resume)
             tracker.close(75)  # As after a signal: it is not what is measured.
+    means = {name: statistics.mean(each) for name, each in seconds.items()}
     found: dict[str, Any] = {
-        "images_per_second": {name: round(statistics.median(each), 1) for name, each in rates.items()}
+        "images_per_second": {name: round(rows * per_row * batch / mean, 1) for name, mean in means.items()}
     }
-    for name in ("offline", "hung"):
-        ratios = [ours / none for ours, none in zip(rates[name], rates["disabled"], strict=True)]
-        found[f"{name}_of_disabled"] = round(statistics.median(ratios), 4)
-        found[f"{name}_range"] = [round(min(ratios), 4), round(max(ratios), 4)]
+    for name in (name for name in opened if name != "disabled"):
+        ratio = means["disabled"] / means[name]
+        found[f"{name}_of_disabled"] = round(ratio, 4)
+        found[f"{name}_standard_error"] = round(ratio * _relative_error(seconds["disabled"], seconds[name]), 4)
+        found[f"{name}_cpu_percent"] = round(100 * cpu[name] / sum(seconds[name]), 2)
     return {**found, "longest_row_ms": round(1000 * longest, 2), "blocks": blocks, "rows_per_block": rows}
+
+
+def _open(config: Config, run_dir: Path, mode: str, url: str) -> tuple[Tracker, set[psutil.Process]]:
+    """A tracker, and the processes that are its own, suspended."""
+    others = _children()
+    run_dir.mkdir()
+    tracking = dataclasses.replace(
+        config.tracking, wandb=mode, wandb_key_file="", wandb_init_seconds=10**6, wandb_finish_seconds=1
+    )
+    server = {"WANDB_BASE_URL": url, "WANDB_API_KEY": _NO_KEY}
+    wandb_run = open_wandb(tracking, configs.flatten(config), run_dir, 0, environment=server)
+    sinks: list[Sink | None] = [JsonLines(run_dir / "metrics.jsonl"), wandb_run]
+    if wandb_run:
+        time.sleep(_SETTLE_SECONDS)
+    processes = _children() - others
+    _each(processes, psutil.Process.suspend)
+    return Tracker([sink for sink in sinks if sink]), processes
+
+
+def _children() -> set[psutil.Process]:
+    """The processes that this one has started, and those that they have."""
+    return set(psutil.Process().children(recursive=True))
+
+
+def _each(processes: set[psutil.Process], act: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            act(process)
+
+
+def _relative_error(*samples: list[float]) -> float:
+    """Of the quotient of the means of two samples, each of two at least."""
+    return math.hypot(*(statistics.stdev(each) / statistics.mean(each) / math.sqrt(len(each)) for each in samples))
+
+
+def _cpu_seconds(processes: set[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes if process.is_running())
 
 
 @contextmanager

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from distgan.errors import UserError
 
@@ -88,18 +87,6 @@ def read_environment() -> dict[str, str]:
 def wandb_run_id() -> str:
     """The id of the W&B run that a sweep agent, a launcher too, has set for its trial; empty without one."""
     return os.environ.get("WANDB_RUN_ID", "")
-
-
-@contextlib.contextmanager
-def environment(**values: str) -> Iterator[None]:
-    """Sets variables within the block, for processes that are started there."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def child_environment(more: Mapping[str, str]) -> dict[str, str]:

@@ -31,6 +31,7 @@ from distgan.tracking.tracker import Sink
 _MOST_WAITING = 1000
 _START_SECONDS = 30  # For the process itself, on a busy machine.
 _HURRIED_SECONDS = 15  # From a signal to the end.
+_LEAVE_SECONDS = 0.5
 _FINAL = ("No module named", "WANDB_MODE=disabled")  # What offline would be no better.
 _LONGEST_SECONDS = 10**6
 _STOPPED = 75
@@ -38,9 +39,22 @@ _DIVERGED = 3
 
 
 def open_wandb(
-    tracking: TrackingConfig, facts: Mapping[str, Any], run_dir: Path, restarts: int, job_type: str = "train"
+    tracking: TrackingConfig,
+    facts: Mapping[str, Any],
+    run_dir: Path,
+    restarts: int,
+    job_type: str = "train",
+    environment: Mapping[str, str] | None = None,
 ) -> WandbSink | None:
     """The W&B run of a run directory, begun or gone on with; None where it is disabled.
+
+    Args:
+      tracking: how.
+      facts: for the W&B run's config.
+      run_dir: what it is about.
+      restarts: starts before this one.
+      job_type: W&B's word for what the run is.
+      environment: variables for W&B's process, beside this one's.
 
     Raises:
       UserError: the file that should hold the key cannot be read.
@@ -64,7 +78,7 @@ def open_wandb(
         "by_reference": tracking.wandb_artifacts == "reference",
         "job_type": job_type,
     }
-    sink = WandbSink(order, tracking.wandb_checkpoints)
+    sink = WandbSink(order, tracking.wandb_checkpoints, environment)
     if restarts:
         sink.alert(Alert("restart", f"start number {restarts + 1} of {run_dir}", "INFO"))
     return sink
@@ -110,8 +124,10 @@ def _identity(run_dir: Path, tracking: TrackingConfig, given: str, restarts: int
 class WandbSink(Sink):
     """Hands on what it gets; every method returns at once, but for `close`, which has a limit."""
 
-    def __init__(self, order: Mapping[str, Any], checkpoints: str = "none"):
-        self.order, self.checkpoints = order, checkpoints
+    def __init__(
+        self, order: Mapping[str, Any], checkpoints: str = "none", environment: Mapping[str, str] | None = None
+    ):
+        self.order, self.checkpoints, self.environment = order, checkpoints, environment or {}
         self.messages: queue.Queue[dict[str, Any]] = queue.Queue(_MOST_WAITING)
         self.process: _Process | None = None
         self.deadline = float("inf")
@@ -159,6 +175,14 @@ class WandbSink(Sink):
 
     def alert(self, alert: Alert) -> None:
         self._put(alert=alert._asdict())
+
+    def leave(self, exit_code: int) -> None:
+        """Its process ends by itself, with this exit code, once it has uploaded what it has."""
+        if self.process:
+            # By a thread: a process that does not read must hold nobody up.
+            teller = threading.Thread(target=self.process.send, args=({"close": exit_code},), daemon=True)
+            teller.start()
+            teller.join(_LEAVE_SECONDS)
 
     def close(self, exit_code: int) -> None:
         """Waits for uploads, for at most as long as the config says; 15 s after a signal."""
@@ -220,7 +244,7 @@ class WandbSink(Sink):
 
     def _open(self) -> tuple[_Process, dict[str, Any]]:
         """A process that has opened the run, offline if need be, or why there is none."""
-        process = self.process = _Process(self.order, self._warn)
+        process = self.process = _Process(self.order, self.environment, self._warn)
         opened = process.opened(self._init_deadline(), self.hurried)
         if "failed" not in opened or self.order["mode"] == "offline" or opened["failed"].startswith(_FINAL):
             return process, opened
@@ -228,7 +252,7 @@ class WandbSink(Sink):
         if time.monotonic() > self.deadline:
             return process, opened
         self._warn(f"W&B cannot be reached ({opened['failed']}): going on offline")
-        process = self.process = _Process({**self.order, "mode": "offline"}, self._warn)
+        process = self.process = _Process({**self.order, "mode": "offline"}, self.environment, self._warn)
         return process, process.opened(self._init_deadline(), threading.Event())
 
     def _feed(self, process: _Process) -> None:
@@ -252,7 +276,7 @@ class WandbSink(Sink):
 class _Process:
     """The process, and a thread that reads what it says."""
 
-    def __init__(self, order: Mapping[str, Any], tell: Callable[[str], None]):
+    def __init__(self, order: Mapping[str, Any], environment: Mapping[str, str], tell: Callable[[str], None]):
         self.tell = tell
         own = Path(order["run_dir"]) / "wandb"
         own.mkdir(parents=True, exist_ok=True)
@@ -265,7 +289,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=topology.child_environment(folders),
+                env={**topology.child_environment(folders), **environment},
                 start_new_session=True,  # Signals to the trainer's group are the trainer's to answer.
             )
         self.into: Any = self.child.stdin
