@@ -1,7 +1,7 @@
 """The command line: a table of commands, and absl flags generated from each command's options.
 
 A command is a module with a dataclass `Options` and a function `run(options, *words)`. Its flags are the fields of
-`Options`, by the dotted names of `config.entries`, so that an option is written down once.
+`Options`, by the dotted names of `schema.entries`, so that an option is written down once.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from distgan import __version__, registry
-from distgan import config as configs
+from distgan import __version__, registry, schema
 from distgan.errors import Ended, Exit, UserError
 from distgan.runtime.topology import find_workers, read_environment
 
@@ -107,24 +106,24 @@ def parse(module: ModuleType, words: Sequence[str]) -> tuple[Any, list[str]]:
         raise UserError(str(error)) from None
     base: dict[str, Any] = {}
     if hasattr(module, "base"):
-        start, _ = _read_flags(list(configs.entries(module.Options())), words, only=("preset", "run_dir"))
+        start, _ = _read_flags(list(schema.entries(module.Options())), words, only=("preset", "run_dir"))
         base = module.base(start.get("preset", ""), start.get("run_dir", ""))
     choices = {}
-    for entry in configs.entries(configs.build(module.Options, base)):
+    for entry in schema.entries(schema.build(module.Options, base)):
         if entry.table:
             choices.update(_read_flags([entry], words, only=(entry.name,))[0])
-    chosen = configs.build(module.Options, {**base, **choices})
-    given, positional = _read_flags(list(configs.entries(chosen)), words)
+    chosen = schema.build(module.Options, {**base, **choices})
+    given, positional = _read_flags(list(schema.entries(chosen)), words)
     limit = getattr(module, "MAX_WORDS", 0)
     if len(positional) > limit:
         raise UserError(f"unexpected word {positional[limit]!r}; flags are written --name=value")
-    return configs.build(module.Options, {**base, **given}), positional
+    return schema.build(module.Options, {**base, **given}), positional
 
 
 class _Parser(flags.ArgumentParser):
     """Lets absl read a flag by its config entry."""
 
-    def __init__(self, entry: configs.Entry):
+    def __init__(self, entry: schema.Entry):
         self.entry = entry
 
     def parse(self, argument: Any) -> Any:
@@ -135,7 +134,7 @@ class _Parser(flags.ArgumentParser):
 
 
 def _read_flags(
-    entries: list[configs.Entry], words: Sequence[str], only: tuple[str, ...] = ()
+    entries: list[schema.Entry], words: Sequence[str], only: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], list[str]]:
     """The values given for the entries (or for `only` these, passing over all else), and the other words."""
     values = flags.FlagValues()
@@ -173,7 +172,7 @@ def _overview() -> str:
 
 def _help(command: str, module: ModuleType, options: Any) -> str:
     lines = [COMMANDS[command][1], "", f"usage: distgan {command}{getattr(module, 'USAGE', '')} [--flags]", ""]
-    for entry in configs.entries(options):
+    for entry in schema.entries(options):
         lines.append(f"  --{entry.name}={_spell(entry.plain)}  ({entry.allowed()})")
         lines.append(f"      {entry.doc}")
     lines.append("  --flagfile=FILE")

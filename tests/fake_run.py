@@ -6,7 +6,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from distgan import config as configs
+from distgan import schema
 from distgan.config import Config
 from distgan.training import checkpoint
 
@@ -31,7 +31,7 @@ def make(
       config: values that are not the defaults, with `__` for the dots.
     """
     path.mkdir(parents=True)
-    values = configs.flatten(Config()) | {name.replace("__", "."): value for name, value in config.items()}
+    values = schema.flatten(Config()) | {name.replace("__", "."): value for name, value in config.items()}
     values["train.total_kimg"] = num_rows * IMAGES_PER_ROW / 1000
     start = {"time": "2026-01-01T12:00:00+0000", "command": ["distgan", "train"], "versions": {}, "git_revision": None}
     content = {"config": values, "data_fingerprint": "0", "starts": [start] * (1 + len(restarts))}

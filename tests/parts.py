@@ -6,11 +6,11 @@ import time
 
 import numpy as np
 
-from distgan.config import option
 from distgan.data.arrays import Digits
 from distgan.data.source import InMemory
 from distgan.evaluation.features import Features
 from distgan.models.layers import Chain
+from distgan.schema import option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distgan import config as configs
+from distgan import schema
 from distgan.config import Config
 from distgan.runtime import devices, topology
 
@@ -37,7 +37,7 @@ def train_variant(values, moments, start=None):
     from distgan.training.state import build_state
     from distgan.training.step import compile_steps
 
-    config = configs.build(Config, values)
+    config = schema.build(Config, values)
     runtime = runtime_of(config)
     devices.set_precision(config.precision)
     images = config.data.source.options.open(config.data)

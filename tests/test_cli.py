@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import SMALL, distgan, environment
 
-from distgan import cli, presets
+from distgan import cli, presets, schema
 from distgan import config as configs
 from distgan.commands import train
 
@@ -48,7 +48,7 @@ def test_help_is_fast():
 def test_help_lists_every_flag(capsys):
     assert cli.main(["train", "--help"]) == 0
     out, _ = capsys.readouterr()
-    for entry in configs.entries(train.Options()):
+    for entry in schema.entries(train.Options()):
         assert f"--{entry.name}=" in out
         assert entry.doc in out
 
@@ -81,8 +81,8 @@ def test_presets(name, capsys):
     assert cli.main(["presets", name]) == 0
     out, _ = capsys.readouterr()
     shown = json.loads(out[out.index("{") :])
-    config = configs.build(configs.Config, shown)
-    assert configs.flatten(config) == shown
+    config = schema.build(configs.Config, shown)
+    assert schema.flatten(config) == shown
     assert not configs.problems(config)
 
 

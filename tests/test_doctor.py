@@ -3,8 +3,7 @@
 import numpy as np
 from conftest import SMALL
 
-from distgan import cli
-from distgan import config as configs
+from distgan import cli, schema
 from distgan.config import Config
 from distgan.training import checkpoint
 from distgan.training.checkpoint import Checkpoint
@@ -13,7 +12,7 @@ from distgan.training.run_dir import RunDir
 
 def test_run(tmp_path, capsys, refused):
     values = dict(word[2:].split("=") for word in SMALL) | {"train.total_kimg": 3.0}
-    RunDir(tmp_path, configs.build(Config, values), "data").close()
+    RunDir(tmp_path, schema.build(Config, values), "data").close()
     folder = tmp_path / "checkpoints"
 
     def told():

@@ -14,8 +14,7 @@ from conftest import SMALL, distgan, environment, finish, finish_all, launch, ro
 from parts import Averages
 from sklearn.datasets import load_digits
 
-from distgan import cli
-from distgan import config as configs
+from distgan import cli, schema
 from distgan.data.pixels import BadImage
 from distgan.data.source import InMemory
 from distgan.errors import UserError
@@ -141,7 +140,7 @@ def noise(count, holes=()):
 
 def compared(reals, fakes, cache_dir, on_error):
     """Of two sets of images, by the colours' averages."""
-    metrics = tuple(configs.choose(protocols.METRICS, name) for name in ("fid", "pr", "dc"))
+    metrics = tuple(schema.choose(protocols.METRICS, name) for name in ("fid", "pr", "dc"))
     runtime = Runtime(Topology("single", "", 1), Control())
     sides = (evaluator.of_images(images, runtime, on_error) for images in (reals, fakes))
     extractor = Averages().open(None, cache_dir)

@@ -12,8 +12,7 @@ from alone import tensorflow_alone
 from conftest import SMALL, environment, finish_all, start
 from PIL import Image
 
-from distgan import cli, seeds
-from distgan import config as configs
+from distgan import cli, schema, seeds
 from distgan.commands.sample import _find_nearest, read_seeds
 from distgan.config import Config
 from distgan.data.pixels import BadImage
@@ -269,7 +268,7 @@ def test_the_nearest_image_that_can_be_read():
 
     pixels = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 1), np.uint8)
     torn = Torn("torn", pixels, None)
-    skip, fail = (configs.build(Config, {"data.on_error": word}) for word in ("skip", "fail"))
+    skip, fail = (schema.build(Config, {"data.on_error": word}) for word in ("skip", "fail"))
     found = _find_nearest(pixels[2:5], torn, skip)
     assert found.indices[[0, 2]].tolist() == [2, 4]
     assert found.indices[1] != 3

@@ -17,7 +17,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow.python.eager import context
 
-from distgan import config, registry
+from distgan import registry, schema
 from distgan.config import DataConfig
 from distgan.data.arrays import Digits, Synthetic
 from distgan.data.pixels import BadImage
@@ -59,7 +59,7 @@ def test_channels():
 
 def test_users_own(tmp_path):
     name = "parts:Averages"
-    part = config.choose(EXTRACTORS, name).options
+    part = schema.choose(EXTRACTORS, name).options
     found = dataclasses.replace(part, bands=3).open(None, tmp_path)
     images = random_images(CHUNK + 3, 6, 5, 4)
     features, probabilities = found(images)
@@ -112,8 +112,8 @@ def test_full_float32_within():
 
 def test_help_needs_no_tensorflow():
     code = (
-        "import sys; from distgan import config; from distgan.evaluation.features import EXTRACTORS\n"
-        "for name in EXTRACTORS.parts: config.choose(EXTRACTORS, name)\n"
+        "import sys; from distgan import schema; from distgan.evaluation.features import EXTRACTORS\n"
+        "for name in EXTRACTORS.parts: schema.choose(EXTRACTORS, name)\n"
         "assert not {'tensorflow', 'keras'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,7 +5,7 @@ import time
 import pytest
 from conftest import SMALL, distgan
 
-from distgan import config as configs
+from distgan import schema
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.runtime import devices
@@ -18,7 +18,7 @@ def test_heartbeat(tmp_path):
         "runtime.hang_timeout_seconds": 0.1,
         "runtime.join_timeout_seconds": 0.1,
     }
-    control = devices.connect(configs.build(Config, values), None)
+    control = devices.connect(schema.build(Config, values), None)
 
     def age():
         return time.time() - path.stat().st_mtime
@@ -31,7 +31,7 @@ def test_heartbeat(tmp_path):
     time.sleep(3)
     assert age() > 2
     with pytest.raises(UserError, match="--runtime.heartbeat=/nowhere/file cannot be written"):
-        devices.connect(configs.build(Config, values | {"runtime.heartbeat": "/nowhere/file"}), None)
+        devices.connect(schema.build(Config, values | {"runtime.heartbeat": "/nowhere/file"}), None)
 
 
 def test_heartbeat_of_a_run(tmp_path):

@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from distgan import config as configs
-from distgan import registry
+from distgan import registry, schema
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.evaluation import metrics
@@ -397,7 +396,7 @@ class TestTable:
     def test_options(self, name):
         """A protocol's name settles its counts, which flags cannot change; all options may change on resume."""
         metric = registry.resolve(METRICS, name)()
-        entries = {entry.name: entry for entry in configs.entries(metric)}
+        entries = {entry.name: entry for entry in schema.entries(metric)}
         assert all(entry.may_change for entry in entries.values())
         if "50k" not in name:
             assert metric.count == 10_000
@@ -421,7 +420,7 @@ class TestRequires:
         metric = registry.resolve(METRICS, "class_fid")()
         [problem] = metric.requires(Config())
         assert "needs --model.conditional" in problem
-        assert not list(metric.requires(configs.build(Config, {"model.conditional": True})))
+        assert not list(metric.requires(schema.build(Config, {"model.conditional": True})))
 
     def test_modes_look_at_reals_where_asked(self):
         modes = registry.resolve(METRICS, "modes")(expected="uniform")

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from test_layers import make_pass
 
-from distgan import config, registry
+from distgan import config, registry, schema
 from distgan.models import MODELS
 from distgan.models.biggan import Biggan
 from distgan.models.layers import BatchNorm, ConditionalBatchNorm
@@ -145,7 +145,7 @@ def test_what_does_not_fit():
 def test_heads_need_classes(name):
     def problems(**values):
         flat = {"model.name": name} | {f"model.{key}": value for key, value in values.items()}
-        chosen = config.build(config.Config, flat)
+        chosen = schema.build(config.Config, flat)
         return list(chosen.model.name.options.requires(chosen))
 
     assert not problems()

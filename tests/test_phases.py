@@ -2,7 +2,7 @@
 
 import pytest
 
-from distgan import config as configs
+from distgan import schema
 from distgan.config import Config
 from distgan.objectives import LOSSES, REGULARIZERS
 from distgan.training.phases import Phase, cycle, due, measured_keys, phases, problems, update_share
@@ -20,7 +20,7 @@ def build(*changes):
     values = {}
     for change in changes:
         values |= change
-    return configs.build(Config, values)
+    return schema.build(Config, values)
 
 
 D_LAZY = [

@@ -8,8 +8,7 @@ import pytest
 import tensorflow as tf
 from replicas import runtime_of, train_variant
 
-from distgan import cli
-from distgan import config as configs
+from distgan import cli, schema
 from distgan.config import Config
 from distgan.runtime.base import Runtime
 from distgan.training import precision
@@ -51,7 +50,7 @@ def poisoned(original, updates):
 
 
 def test_an_overflow_leaves_an_update_out():
-    runtime = runtime_of(configs.build(Config, FLOAT16))
+    runtime = runtime_of(schema.build(Config, FLOAT16))
     with mock.patch.object(runtime, "sum_gradients", poisoned(runtime.sum_gradients, 2)):
         states = train_variant(FLOAT16, range(4))
     _, undisturbed, *_ = train_variant(FLOAT16, range(2))
@@ -67,7 +66,7 @@ def test_an_overflow_leaves_an_update_out():
         assert after["kept/loss_scale/generator/scale"] == 2.0**15
         assert after["kept/loss_scale/generator/finite_updates"] == step
     # A report's mean is over the norms that are numbers.
-    keys = [key for _, key in measured_keys(configs.build(Config, FLOAT16))]
+    keys = [key for _, key in measured_keys(schema.build(Config, FLOAT16))]
     counts = dict(zip(keys, states[3]["report_counts"], strict=True))
     assert counts.pop("grad_norm/discriminator") == 1
     assert set(counts.values()) == {3}
@@ -102,7 +101,7 @@ def test_penalties_are_in_float32(kind):
     """Their values, and their gradients: what a step without an adversarial loss changes."""
     lazy = {f"objective.{name}.interval": 2 for name in ("r1", "dragan")} | {"objective.regularizers": "r1,dragan"}
     values = BASE | lazy | {"optimizer.name": "sgd", "optimizer.learning_rate": 1e-9, "objective.dragan.weight": 1.0}
-    phase = [name for name, _ in measured_keys(configs.build(Config, values))]
+    phase = [name for name, _ in measured_keys(schema.build(Config, values))]
     [single], [half] = train_variant(values, (1,)), train_variant(values | {"precision": kind}, (1,))
     lazy_values = [index for index, name in enumerate(phase) if name == "discriminator_every_2"]
     assert len(lazy_values) == 3

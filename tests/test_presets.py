@@ -4,7 +4,7 @@ import pytest
 from replicas import train_variant
 
 from distgan import config as configs
-from distgan import presets
+from distgan import presets, schema
 from distgan.config import Config
 
 SHAPES = {"digits": (16, 1), "mnist": (28, 1), "cifar10": (32, 3), "tfrecord": (128, 3), "stacked_digits": (16, 3)}
@@ -24,7 +24,7 @@ def small(name):
 
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_config(name):
-    config = configs.build(Config, presets.preset(name))
+    config = schema.build(Config, presets.preset(name))
     assert not configs.problems(config)
     side, channels = SHAPES[config.data.source.name]
     assert not list(config.model.name.options.fits((side, side, channels)))

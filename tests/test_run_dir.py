@@ -11,7 +11,7 @@ from PIL import Image
 from wandb_files import history
 
 from distgan import config as configs
-from distgan import presets
+from distgan import presets, schema
 from distgan.errors import UserError
 from distgan.training.run_dir import RunDir, read_config
 
@@ -70,7 +70,7 @@ def test_contents(finished):
 def test_config_json(finished):
     run_dir, _ = finished
     content = json.loads((run_dir / "config.json").read_text())
-    config = configs.build(configs.Config, content["config"])
+    config = schema.build(configs.Config, content["config"])
     assert config.train.global_batch == 16
     assert config.model.name.options.width == 4
     assert {"python", "keras", "distgan", "numpy"} <= content["starts"][0]["versions"].keys()
@@ -90,7 +90,7 @@ def test_another_config_is_refused(finished, refused):
     # Kept, as a debugger does: the lock must not depend on the error's end.
     errors = []
     for seed in (5, 6):
-        config = configs.build(configs.Config, {**read_config(run_dir), "seed": seed})
+        config = schema.build(configs.Config, {**read_config(run_dir), "seed": seed})
         with pytest.raises(UserError, match="holds another run") as error:
             RunDir(run_dir, config, "fingerprint")
         errors.append(error)
@@ -102,27 +102,27 @@ def test_another_config_is_refused(finished, refused):
 
 
 def test_a_run_from_before_a_field_goes_by_its_default(tmp_path):
-    config = configs.build(configs.Config, presets.preset("digits-dcgan"))
+    config = schema.build(configs.Config, presets.preset("digits-dcgan"))
     RunDir(tmp_path, config, "fingerprint").close()
     file = tmp_path / "config.json"
     content = json.loads(file.read_text())
     del content["config"]["train.fake_labels"]
     file.write_text(json.dumps(content))
     RunDir(tmp_path, config, "fingerprint").close()
-    changed = configs.build(configs.Config, presets.preset("digits-dcgan") | {"train.fake_labels": "uniform"})
+    changed = schema.build(configs.Config, presets.preset("digits-dcgan") | {"train.fake_labels": "uniform"})
     with pytest.raises(UserError, match=r"train.fake_labels=data \(now uniform\)"):
         RunDir(tmp_path, changed, "fingerprint")
 
 
 def test_other_data_is_refused(tmp_path):
-    config = configs.build(configs.Config, presets.preset("digits-dcgan"))
+    config = schema.build(configs.Config, presets.preset("digits-dcgan"))
     RunDir(tmp_path, config, "fingerprint").close()
     with pytest.raises(UserError, match="other data"):
         RunDir(tmp_path, config, "another")
 
 
 def test_one_writer(tmp_path):
-    config = configs.build(configs.Config, presets.preset("digits-dcgan"))
+    config = schema.build(configs.Config, presets.preset("digits-dcgan"))
     held = RunDir(tmp_path, config, "fingerprint")
     with pytest.raises(UserError, match="another process trains there"):
         RunDir(tmp_path, config, "fingerprint")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distgan import config as configs
+from distgan import schema
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.schedules import Schedule, schedule
@@ -89,9 +89,9 @@ VALUES = {
 
 
 def test_configs_are_what_they_were_written_as():
-    config = configs.build(Config, VALUES)
-    flat = configs.flatten(config)
-    assert configs.build(Config, flat) == config
+    config = schema.build(Config, VALUES)
+    flat = schema.flatten(config)
+    assert schema.build(Config, flat) == config
     assert config.objective.regularizers[0].options.gamma == Schedule(2.0, 0.5, "cosine", 1000.0)
     assert config.optimizer.name.options.discriminator_beta_1 == 0
     assert config.optimizer.name.options.discriminator_learning_rate is None
@@ -110,13 +110,13 @@ def test_a_run_that_schedules_take_whole_keeps_its_length():
         ("ema.halflife_kimg", "linear:1.0:5.0"),
     ):
         chosen = {"objective.regularizers": "r1"} | {name: value}
-        old = configs.flatten(configs.build(Config, chosen))
-        [changed] = differences(old, configs.build(Config, chosen | longer))
+        old = schema.flatten(schema.build(Config, chosen))
+        [changed] = differences(old, schema.build(Config, chosen | longer))
         assert changed == f"train.total_kimg=100.0 (now 200.0), the length of {name}={old[name]}"
         chosen[name] = f"{value}:50"
-        old = configs.flatten(configs.build(Config, chosen))
-        assert not list(differences(old, configs.build(Config, chosen | longer)))
-        [changed] = differences(old, configs.build(Config, chosen | {name: 0.5}))
+        old = schema.flatten(schema.build(Config, chosen))
+        assert not list(differences(old, schema.build(Config, chosen | longer)))
+        [changed] = differences(old, schema.build(Config, chosen | {name: 0.5}))
         assert changed == f"{name}={old[name]} (now 0.5)"
 
 
@@ -124,9 +124,9 @@ def test_a_longer_run_is_refused_in_a_line(tmp_path):
     from distgan.training.run_dir import RunDir
 
     values = {"optimizer.learning_rate": "linear:0.001:0"}
-    RunDir(tmp_path, configs.build(Config, values), "data").close()
-    RunDir(tmp_path, configs.build(Config, values), "data").close()
+    RunDir(tmp_path, schema.build(Config, values), "data").close()
+    RunDir(tmp_path, schema.build(Config, values), "data").close()
     with pytest.raises(
         UserError, match=r"holds another run: train\.total_kimg=100\.0 \(now 5\.0\).*choose another --run_dir"
     ):
-        RunDir(tmp_path, configs.build(Config, values | {"train.total_kimg": 5.0}), "data")
+        RunDir(tmp_path, schema.build(Config, values | {"train.total_kimg": 5.0}), "data")

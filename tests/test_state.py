@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from replicas import runtime_of
 
-from distgan import config as configs
+from distgan import schema
 from distgan.config import Config
 from distgan.data import pipeline
 from distgan.data.source import Description
@@ -53,8 +53,8 @@ def alive():
 @pytest.mark.parametrize("values", RUNS.values(), ids=RUNS)
 def test_all_that_lasts_is_saved_and_restored(values):
     before_all = alive()
-    config = configs.build(Config, SMALL | values)
-    runtime = runtime_of(configs.build(Config, {}))
+    config = schema.build(Config, SMALL | values)
+    runtime = runtime_of(schema.build(Config, {}))
     devices.set_precision(config.precision)
     try:
         images = config.data.source.options.open(config.data)
@@ -93,8 +93,8 @@ def test_all_that_lasts_is_saved_and_restored(values):
 
 def test_sampling_changes_nothing_that_lasts():
     """Not even where batch norm's statistics are worked out anew for it."""
-    config = configs.build(Config, SMALL | {"ema.statistics": "standing"})
-    runtime = runtime_of(configs.build(Config, {}))
+    config = schema.build(Config, SMALL | {"ema.statistics": "standing"})
+    runtime = runtime_of(schema.build(Config, {}))
     images = config.data.source.options.open(config.data)
     state = build_state(config, Description.of(images), runtime)
     before = state.arrays()

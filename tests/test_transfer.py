@@ -44,14 +44,13 @@ def test_standing_statistics():
     """They are the moments of the generator's own images: those of a big batch, and not the moving ones."""
     import tensorflow as tf
 
-    from distgan import config as configs
-    from distgan import seeds
+    from distgan import schema, seeds
     from distgan.config import Config
     from distgan.data.source import Description
     from distgan.evaluation.sampling import Sampler
     from distgan.training.state import build_network
 
-    config = configs.build(Config, {"model.width": 4, "ema.statistics": "standing"})
+    config = schema.build(Config, {"model.width": 4, "ema.statistics": "standing"})
     description = Description((16, 16, 1), (), ())
     generator = build_network(config, description, "generator", "generator_ema")
     sampler = Sampler(config, generator, description)

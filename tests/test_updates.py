@@ -7,8 +7,7 @@ import pytest
 import tensorflow as tf
 from replicas import runtime_of, train_variant
 
-from distgan import config as configs
-from distgan import seeds
+from distgan import schema, seeds
 from distgan.config import Config
 from distgan.data import pipeline
 from distgan.data.source import Description
@@ -45,7 +44,7 @@ def assert_equal(one, other, rtol=0.0):
 
 def r1_gradients(values, discriminator):
     """Of 3/2 ||grad D||^2 on the run's first batch, with the gradient by images of Plain's discriminator written out."""
-    config = configs.build(Config, values)
+    config = schema.build(Config, values)
     reader = pipeline.Reader(config.data.source.options.open(config.data), config.data, config.seed)
     pixels, _ = reader(np.arange(16))
     images = tf.constant(pixels.reshape(16, -1) / 127.5 - 1)
@@ -85,13 +84,13 @@ def test_lazy_r1():
 
 
 def test_lazy_phases_share_the_rates_of_adam():
-    config = configs.build(Config, ADAM | LAZY | {"optimizer.beta_1": 0.5, "optimizer.discriminator_beta_2": 0.99})
+    config = schema.build(Config, ADAM | LAZY | {"optimizer.beta_1": 0.5, "optimizer.discriminator_beta_2": 0.99})
     discriminator, generator = (optimizers.build(config, network) for network in ("discriminator", "generator"))
     assert float(discriminator.learning_rate) == pytest.approx(0.8 * 2e-3, rel=1e-6)
     assert (discriminator.beta_1, discriminator.beta_2) == (0.5**0.8, 0.99**0.8)
     assert float(generator.learning_rate) == pytest.approx(2e-3, rel=1e-6)
     assert (generator.beta_1, generator.beta_2) == (0.5, 0.999)
-    config = configs.build(Config, ADAM | LAZY | ALTERNATING | {"train.discriminator_updates": 3})
+    config = schema.build(Config, ADAM | LAZY | ALTERNATING | {"train.discriminator_updates": 3})
     assert optimizers.build(config, "discriminator").beta_1 == 0.9 ** (3 / 3.25)
 
 
@@ -181,7 +180,7 @@ def test_frozen_layers():
 )
 def test_labels_of_fakes(fake_labels, expected):
     """Three of four images of the data are of class 0."""
-    config = configs.build(Config, {"model.conditional": True, "model.width": 4, "train.fake_labels": fake_labels})
+    config = schema.build(Config, {"model.conditional": True, "model.width": 4, "train.fake_labels": fake_labels})
     state = build_state(config, Description((16, 16, 1), (30, 10), ("a", "b")), runtime_of(config))
     draws = seeds.Draws(lambda kind, name, shape: tf.constant([[0.0], [0.49], [0.51], [0.76]]))
     images, labels = tf.zeros([4, 16, 16, 1], tf.uint8), tf.constant([1, 1, 0, 1])

@@ -18,7 +18,7 @@ from conftest import REPOSITORY, environment, finish, finish_all, launch, rows, 
 from wandb_server import KEY, Server
 
 from distgan import config as configs
-from distgan import presets
+from distgan import presets, schema
 from distgan.runtime import gpus
 from distgan.tracking.alerts import Watch
 from distgan.training.report import nodes
@@ -334,7 +334,7 @@ def test_sweep(tmp_path):
         client = functools.partial(subprocess.run, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=200)
         created = client(["wandb", "sweep", "--project", "distgan", "launch/sweep.yaml"])
         agent = re.search(r"wandb agent \S+/distgan/\S+", created.stderr)[0].split()
-        flags = configs.flatten(configs.build(configs.Config, presets.preset("digits-dcgan")))
+        flags = schema.flatten(schema.build(configs.Config, presets.preset("digits-dcgan")))
         assert server.sweep["parameters"].keys() <= flags.keys()
         server.trials = [fixed | trial for trial in trials]
         done = client(agent)

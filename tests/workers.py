@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distgan import config as configs
+from distgan import schema
 from distgan.config import Config
 from distgan.errors import Desynced
 from distgan.runtime import devices, topology
@@ -67,7 +67,7 @@ def poisoned_steps(runtime, values):
     from distgan.training.step import compile_steps
 
     small = {"model.width": 4, "train.global_batch": 16, "data.source": "synthetic", "data.resolution": 16}
-    config = configs.build(Config, small | values)
+    config = schema.build(Config, small | values)
     images = config.data.source.options.open(config.data)
     state, place = build_state(config, Description.of(images), runtime), runtime.topology
     state.share(None, runtime)
@@ -118,7 +118,7 @@ def desync(runtime):
     from distgan.training.desync import build_check
     from distgan.training.state import build_state
 
-    config = configs.build(Config, {"model.width": 4})
+    config = schema.build(Config, {"model.width": 4})
     state = build_state(config, Description((16, 16, 1), (), ()), runtime)
     state.share(None, runtime)
     check = build_check(state, runtime)
@@ -138,7 +138,7 @@ CHECKS = {check.__name__: check for check in (sums, wire, infinity, overflow, de
 def main(what, out):
     devices.silence(0)
     workers = topology.find_workers(topology.read_environment())
-    config = configs.build(Config, {"model.width": 4})
+    config = schema.build(Config, {"model.width": 4})
     line = devices.connect(config, workers)
     runtime = devices.open_runtime(config, workers, line)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from replicas import runtime_of
 
-from distgan import config as configs
+from distgan import schema
 from distgan.config import Config
 from distgan.runtime import devices
 from distgan.training import checkpoint
@@ -27,7 +27,7 @@ VALUES = {
 
 def main(size, folder):
     devices.silence(0)
-    config = configs.build(Config, VALUES | {"runtime.logical_cpus": size})
+    config = schema.build(Config, VALUES | {"runtime.logical_cpus": size})
     runtime = runtime_of(config)
     from distgan.data import pipeline
     from distgan.data.source import Description

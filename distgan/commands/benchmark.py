@@ -17,15 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distgan import config as configs
-from distgan import presets, registry
+from distgan import presets, registry, schema
 from distgan.commands.train import open_images
-from distgan.config import Config, Part, option
+from distgan.config import Config
 from distgan.data.arrays import Synthetic
 from distgan.data.source import Description
 from distgan.errors import UserError
 from distgan.objectives import LOSSES
 from distgan.runtime import devices, topology
+from distgan.schema import Part, option
 
 _STARTUP_LIMIT_SECONDS = 600
 
@@ -287,7 +287,7 @@ def _startup(config: Config) -> dict[str, Any]:
         }
         flags = [
             f"--{name}={value}"
-            for name, value in {**configs.flatten(config), **changes}.items()
+            for name, value in {**schema.flatten(config), **changes}.items()
             if value not in ("", None)
         ]
         rows = Path(folder) / "metrics.jsonl"

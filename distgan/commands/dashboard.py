@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from distgan.commands import trained
-from distgan.config import option
 from distgan.errors import UserError
+from distgan.schema import option
 
 _SEND_SECONDS = 60
 

@@ -10,9 +10,10 @@ import socket
 from pathlib import Path
 
 from distgan.commands import restart
-from distgan.config import RuntimeConfig, option, section
+from distgan.config import RuntimeConfig
 from distgan.errors import Exit, UserError
 from distgan.runtime import control, devices, topology
+from distgan.schema import option, section
 from distgan.training.run_dir import versions
 
 
@@ -66,13 +67,14 @@ def _horovod() -> str:
 
 def _equivalence(options: Options) -> int:
     from distgan import config as configs
+    from distgan import schema
 
     values = {
         f"runtime.{field.name}": getattr(options.runtime, field.name) for field in dataclasses.fields(RuntimeConfig)
     }
     workers = topology.find_workers(topology.read_environment(), options.runtime.workers, options.runtime.peers)
     devices.silence(options.verbosity)
-    config = configs.build(configs.Config, {**values, "strategy": options.strategy, "precision": "float64"})
+    config = schema.build(configs.Config, {**values, "strategy": options.strategy, "precision": "float64"})
     line = devices.connect(config, workers)
     with line.together():
         runtime = devices.open_runtime(config, workers, line)

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distgan import config as configs
-from distgan import registry
+from distgan import registry, schema
 from distgan.config import Config
 from distgan.data import pipeline
 from distgan.data.source import Description
@@ -45,7 +44,7 @@ def base_config(values: dict[str, Any]) -> Config:
         "optimizer.learning_rate": 0.05,
         "tracking.wandb": "disabled",
     }
-    return configs.build(Config, {**fixed, **values})
+    return schema.build(Config, {**fixed, **values})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +76,7 @@ def differences(config: Config, runtime: Runtime) -> dict[str, Difference]:
         changes = {"model.name": model, "objective.loss": loss, "model.conditional": conditional, "model.head": head}
         changes |= _SMALL
         changes["train.global_batch"] = _IMAGES_PER_REPLICA * runtime.topology.num_replicas
-        case = configs.build(Config, {**configs.flatten(config), **changes})
+        case = schema.build(Config, {**schema.flatten(config), **changes})
         many = _train(case, runtime)
         if runtime.topology.is_primary:
             runtime.control.at("training on one replica", 0, patient=True)

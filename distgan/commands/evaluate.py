@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distgan import config as configs
+from distgan import registry, schema
 from distgan.commands import trained
-from distgan.config import Config, DataConfig, EvaluationConfig, RuntimeConfig, option, section
+from distgan.config import Config, DataConfig, EvaluationConfig, RuntimeConfig
 from distgan.data.source import Description, Images
 from distgan.errors import UserError
 from distgan.runtime import devices, topology
+from distgan.schema import option, section
 from distgan.tracking import console
 from distgan.training.run_dir import read_config
 
@@ -60,8 +61,8 @@ def run(options: Options, *results: str) -> int:
     values = read_config(Path(options.run_dir)) if options.run_dir else {}
     if options.run_dir and not values:
         raise UserError(f"--run_dir={options.run_dir} holds no run")
-    asked = {name: value for name, value in configs.flatten(options).items() if name.startswith(_SHARED)}
-    config = configs.build(Config, {**values, **asked})
+    asked = {name: value for name, value in schema.flatten(options).items() if name.startswith(_SHARED)}
+    config = schema.build(Config, {**values, **asked})
     problems = list(_problems(options, config))
     if problems:
         raise UserError("; ".join(problems))
@@ -153,8 +154,8 @@ def _open_set(path: str, flag: str, config: Config) -> Images:
     """
     place = Path(path)
     source = "tfrecord" if (place / "manifest.json").exists() else _SOURCES.get(place.suffix, "folder")
-    values = {**configs.flatten(Config()), "data.source": source, "data.path": path}
-    chosen = configs.build(Config, values).data
+    values = {**schema.flatten(Config()), "data.source": source, "data.path": path}
+    chosen = schema.build(Config, values).data
     try:
         return chosen.source.options.open(dataclasses.replace(config.data, source=chosen.source, path=path))
     except UserError as error:
@@ -228,7 +229,7 @@ def _ranked(results: Sequence[Mapping[str, Any]]) -> list[str]:
                 told = ", ".join(f"{key} is {one.get(key)} and {two.get(key)}" for key in keys)
                 raise UserError(f"{first['name']} and {other['name']} can't be ranked by {metric}: {told}")
     metric = next(iter(first["cards"]))
-    part = configs.choose(configs.registry.locate("distgan.evaluation.protocols:METRICS"), metric).options
+    part = schema.choose(registry.locate("distgan.evaluation.protocols:METRICS"), metric).options
     ordered = sorted(results, key=lambda each: sort_key(each["scores"][part.main], part.lower_is_better))
     names = list(first["scores"])
     width = max(len(each["name"]) for each in results)

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distgan import config as configs
+from distgan import schema
 from distgan.commands import trained
-from distgan.config import option, section
 from distgan.data.source import Description
 from distgan.errors import UserError
 from distgan.runtime import devices
+from distgan.schema import option, section
 from distgan.tracking.wandb_sink import log_export
 from distgan.training import checkpoint
 from distgan.training.run_dir import versions
@@ -170,7 +170,7 @@ def _card(
     yield "## Config"
     yield ""
     yield "```json"
-    yield json.dumps({name: value for name, value in configs.flatten(config).items() if name not in _PRIVATE}, indent=1)
+    yield json.dumps({name: value for name, value in schema.flatten(config).items() if name not in _PRIVATE}, indent=1)
     yield "```"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from distgan import config as configs
+from distgan import schema
 from distgan.config import Config
 from distgan.data import pipeline
 from distgan.data.source import Description
@@ -91,7 +91,7 @@ def parts(config: Config, images: Any, runtime: Runtime, blocks: int, block_seco
 
 
 def _without(config: Config, changes: dict[str, Any]) -> Config:
-    return configs.build(Config, {**configs.flatten(config), **changes})
+    return schema.build(Config, {**schema.flatten(config), **changes})
 
 
 def _loop(

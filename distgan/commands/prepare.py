@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distgan import config as configs
-from distgan.config import DataConfig, option, section
+from distgan import schema
+from distgan.config import DataConfig
 from distgan.data import tfrecord
 from distgan.data.pixels import BadImage
 from distgan.data.source import Images
 from distgan.errors import UserError
 from distgan.runtime import devices
 from distgan.runtime.control import Control
+from distgan.schema import option, section
 from distgan.tracking import console
 from distgan.training.stopping import Stop
 
@@ -94,7 +95,7 @@ def _check(images: Images, data: DataConfig, threads: int) -> int:
 
 def _prepare(options: Options, images: Images, out: Path, threads: int) -> None:
     settings = {
-        **{each.name: each.value for each in configs.entries(options.data, "data.") if each.name not in _OWN},
+        **{each.name: each.value for each in schema.entries(options.data, "data.") if each.name not in _OWN},
         "images_per_shard": options.images_per_shard,
         "input": images.fingerprint,
     }

@@ -8,10 +8,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from distgan import config as configs
-from distgan import presets, registry
-from distgan.config import Config, option
+from distgan import presets, registry, schema
+from distgan.config import Config
 from distgan.runtime import devices
+from distgan.schema import option
 
 USAGE = " [NAME]"
 MAX_WORDS = 1
@@ -32,14 +32,14 @@ def run(options: Options, name: str = "") -> None:
     elif name:
         values = presets.preset(name)
         print(inspect.getdoc(presets.PRESETS[name]))
-        print(json.dumps(configs.flatten(configs.build(Config, values)), indent=1))
+        print(json.dumps(schema.flatten(schema.build(Config, values)), indent=1))
     else:
         for each, function in presets.PRESETS.items():
             print(f"{each:<28} {_summary(function)}")
 
 
 def _parts() -> Iterator[str]:
-    for entry in configs.entries(Config()):
+    for entry in schema.entries(Config()):
         if not entry.table:
             continue
         yield f"--{entry.name}: {entry.doc}"
@@ -48,7 +48,7 @@ def _parts() -> Iterator[str]:
             has_options = isinstance(part, type)
             summaries = [part] if has_options else [getattr(part, field.name) for field in dataclasses.fields(part)]
             yield f"  {name:<16} {' '.join(_summary(each) for each in summaries)}"
-            for each in configs.entries(part()) if has_options else ():
+            for each in schema.entries(part()) if has_options else ():
                 yield f"    {each.name}={'' if each.plain is None else each.plain}  ({each.allowed()}) {each.doc}"
 
 

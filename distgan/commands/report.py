@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distgan import __version__
+from distgan import __version__, schema
 from distgan import config as configs
 from distgan.commands import trained
-from distgan.config import Config, option, split_names
+from distgan.config import Config
 from distgan.errors import UserError
 from distgan.evaluation.protocols import METRICS
+from distgan.schema import option, split_names
 from distgan.tracking import curves, panels
 from distgan.training import checkpoint
 from distgan.training.run_dir import read_config, read_starts
@@ -147,7 +148,7 @@ def describe(runs: Sequence[Run], pictures: list[str]) -> dict[str, Any]:
     return {
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "version": __version__,
-        "defaults": configs.flatten(Config()),
+        "defaults": schema.flatten(Config()),
         "lower_is_better": _directions(runs),
         "protocols": [json.loads(each) for each in protocols],
         "sections": [
@@ -213,7 +214,7 @@ def _directions(runs: Sequence[Run]) -> dict[str, bool]:
     found = {}
     for name in dict.fromkeys(name for run in runs for each in run.evaluations for name in each["cards"]):
         if name in METRICS.parts:
-            part = configs.choose(METRICS, name).options
+            part = schema.choose(METRICS, name).options
             found[part.main] = part.lower_is_better
     return found
 

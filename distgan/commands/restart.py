@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distgan import config as configs
+from distgan import schema
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.training import checkpoint
@@ -35,7 +36,7 @@ def describe(run_dir: Path) -> Iterator[str]:
         age = _age(time.time() - path.stat().st_mtime)
         size = _size(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
         yield f"{path.name}: {_kimg(path.name)}{size}, {age} old, {state}"
-    total = configs.images(configs.build(Config, values).train.total_kimg)
+    total = configs.images(schema.build(Config, values).train.total_kimg)
     if not good and any(path.name.isdigit() for path in there):
         raise UserError(f"{folder}: none of its checkpoints is whole; restore one, or choose another --run_dir")
     if not good:

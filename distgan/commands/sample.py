@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distgan.commands import trained
-from distgan.config import Config, option, section, split_names
+from distgan.config import Config
 from distgan.data.pixels import BadImage
 from distgan.data.source import Description, Images, readable
 from distgan.errors import UserError
 from distgan.runtime import devices
+from distgan.schema import option, section, split_names
 from distgan.training import checkpoint
 
 if TYPE_CHECKING:

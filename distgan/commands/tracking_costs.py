@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 
 from distgan import config as configs
+from distgan import schema
 from distgan.config import Config
 from distgan.tracking.tracker import JsonLines, Sink, Tracker
 from distgan.tracking.wandb_sink import open_wandb
@@ -101,7 +102,7 @@ def _open(config: Config, run_dir: Path, mode: str, url: str) -> tuple[Tracker, 
         config.tracking, wandb=mode, wandb_key_file="", wandb_init_seconds=10**6, wandb_finish_seconds=1
     )
     server = {"WANDB_BASE_URL": url, "WANDB_API_KEY": _NO_KEY}
-    wandb_run = open_wandb(tracking, configs.flatten(config), run_dir, 0, environment=server)
+    wandb_run = open_wandb(tracking, schema.flatten(config), run_dir, 0, environment=server)
     sinks: list[Sink | None] = [JsonLines(run_dir / "metrics.jsonl"), wandb_run]
     if wandb_run:
         time.sleep(_SETTLE_SECONDS)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from distgan import config as configs
-from distgan import presets
-from distgan.config import Config, option
+from distgan import presets, schema
+from distgan.config import Config
 from distgan.data.source import Description, Images
 from distgan.errors import Exit, Regroup, UserError
 from distgan.runtime import devices, topology
 from distgan.runtime.control import Control, Group
+from distgan.schema import option
 from distgan.tracking import console
 from distgan.tracking.console import log
 from distgan.training.run_dir import read_config, versions
@@ -147,12 +148,12 @@ def _agree_on_config(options: Options, config: Config, control: Any) -> Config:
     Raises:
       UserError: two workers were started with different flags.
     """
-    flat = configs.flatten(config)
+    flat = schema.flatten(config)
     goes_on = not options.preset and bool(read_config(Path(config.run_dir)))
     (first, first_goes_on), *others = control.gather((flat, goes_on))
     if first_goes_on:
         own = {name: flat[name] for name in _OWN}
-        return configs.build(Config, {**first, **own})
+        return schema.build(Config, {**first, **own})
     for rank, (other, _) in enumerate(others, start=1):
         names = [name for name in sorted(first.keys() | other.keys()) if first.get(name) != other.get(name)]
         changed = [f"{name}={other.get(name)} (rank 0: {first.get(name)})" for name in names if name not in _OWN]
@@ -222,7 +223,7 @@ def describe(config: Config, images: Images, runtime: Any) -> None:
     memory = estimate.memory_bytes(config, state, micro_batch)
     if not runtime.topology.is_primary:
         return
-    print(json.dumps(configs.flatten(config), indent=1))
+    print(json.dumps(schema.flatten(config), indent=1))
     print(f"{images.num_images} images {'x'.join(map(str, images.shape))}, {images.num_classes} classes")
     print(topology.describe_batch(train.global_batch, runtime.topology.num_replicas, train.accumulation_steps))
     for name, count in state.parameter_counts().items():

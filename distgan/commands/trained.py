@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from distgan import config as configs
+from distgan import schema
 from distgan.config import Config
 from distgan.data.source import Description
 from distgan.errors import UserError
@@ -31,7 +31,7 @@ def open_run(run_dir: str) -> Config:
     values = read_config(Path(run_dir)) if run_dir else {}
     if not values:
         raise UserError(f"--run_dir={run_dir} holds no run")
-    return dataclasses.replace(configs.build(Config, values), strategy="single")
+    return dataclasses.replace(schema.build(Config, values), strategy="single")
 
 
 def build_generator(

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from distgan import seeds
-from distgan.config import DataConfig, option
+from distgan.config import DataConfig
 from distgan.data.source import InMemory
 from distgan.errors import UserError
+from distgan.schema import option
 
 _DOWNLOAD_SECONDS = 30  # Without an answer for so long a download is given up.
 _LOCK_SECONDS = 600  # Another process of this host may be downloading the same file.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from distgan.config import DataConfig, option
+from distgan.config import DataConfig
 from distgan.data.source import Encoded
 from distgan.data.tfrecord import open_shards
 from distgan.errors import UserError
+from distgan.schema import option
 
 _LOCK_SECONDS = 6 * 3600  # Another process of this host may be downloading.
 

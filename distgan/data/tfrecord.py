@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from distgan.config import DataConfig, option
+from distgan.config import DataConfig
 from distgan.data.pixels import BadImage
 from distgan.data.source import Encoded
 from distgan.errors import UserError
+from distgan.schema import option
 
 MANIFEST = "manifest.json"
 INDEX = "index.npz"

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from distgan import registry
-from distgan.config import option
 from distgan.data.source import Images
 from distgan.errors import UserError
 from distgan.evaluation.features import CHUNK, Features
+from distgan.schema import option
 
 _USUAL_SHAPE = (224, 224, 3)
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distgan import seeds
-from distgan.config import option
 from distgan.data.pixels import resize
 from distgan.data.source import Images, readable
 from distgan.errors import UserError
 from distgan.evaluation.features import Features, locked, to_rgb, write_whole
+from distgan.schema import option
 from distgan.tracking.console import log
 
 if TYPE_CHECKING:

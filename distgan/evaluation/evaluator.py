@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from distgan import seeds
-from distgan.config import EvaluationConfig, Part
+from distgan.config import EvaluationConfig
 from distgan.data.pipeline import MOST_UNREADABLE
 from distgan.data.pixels import BadImage
 from distgan.data.source import Images, readable
@@ -28,6 +28,7 @@ from distgan.evaluation.metrics import Moments
 from distgan.evaluation.protocols import Collected, Metric
 from distgan.evaluation.sampling import CHUNK, Sampler, latents_key
 from distgan.runtime.base import Runtime
+from distgan.schema import Part
 
 _ROWS_PER_PRODUCT = 2048  # Outer products are summed of so many images at once, which costs less than one by one.
 _ROWS_PER_SUM = 8192  # Features of so many images are gathered at once, to bound memory.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from distgan import config as configs
+from distgan import schema
 from distgan.evaluation.sampling import CHUNK, Sampler, truncated
 from distgan.models.saved import SavedGenerator
 
@@ -117,7 +117,7 @@ def save_graph(sampler: Sampler, folder: Path) -> None:
 
 def save_keras(sampler: Sampler, path: Path) -> None:
     """Writes the generator as a .keras file, its statistics as `Sampler.statistics` has them."""
-    flat = configs.flatten(sampler.config)
+    flat = schema.flatten(sampler.config)
     network = {name: value for name, value in flat.items() if name.startswith("model.") or name == "precision"}
     model = SavedGenerator(network, sampler.description.image_shape, sampler.num_classes)
     generator = sampler.generator

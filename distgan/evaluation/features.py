@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distgan.config import choose, option
 from distgan.data.source import Images
 from distgan.errors import UserError
 from distgan.registry import Table
+from distgan.schema import choose, option
 
 EXTRACTORS = Table(
     "extractor",

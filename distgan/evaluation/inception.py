@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distgan.config import option
 from distgan.data.source import Images
 from distgan.errors import UserError
 from distgan.evaluation.features import Features, locked, write_whole
+from distgan.schema import option
 from distgan.tracking.console import log
 
 _URL = "https://storage.googleapis.com/download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from distgan.config import Config, option
+from distgan.config import Config
 from distgan.evaluation import metrics
 from distgan.registry import Table
+from distgan.schema import option
 
 METRICS = Table(
     "metric",

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from distgan.config import Config, option
+from distgan.config import Config
 from distgan.models.ladder import Ladder, head_problems, misfits
+from distgan.schema import option
 
 # In widths. 128 is the paper's (appendix B), 32 and 64 those of the authors' code; 16, for digits, is ours.
 LADDERS = {

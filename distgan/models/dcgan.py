@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from distgan.config import option
+from distgan.schema import option
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,9 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from distgan.config import Config, option
+from distgan.config import Config
 from distgan.models.ladder import Ladder, head_problems, misfits
+from distgan.schema import option
 
 _GENERATOR_WIDTH, _DISCRIMINATOR_WIDTH = 256, 128
 # Channels at the default widths. 32 and 128 are the paper's (tables 4 and 5), 48 and 64 those that Mimicry (Lee and Town 2020)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distgan import config as configs
+from distgan import schema
 from distgan.config import Config
 
 
@@ -27,7 +27,7 @@ class SavedGenerator(keras.Model):
         # The network casts by its own precision: Keras' would round latents to what the loading process computes in.
         super().__init__(name="generator", autocast=False)
         self.flat, self.image_shape, self.num_classes = dict(config), tuple(image_shape), num_classes
-        run = configs.build(Config, config)
+        run = schema.build(Config, config)
         self.latent_size = run.model.name.options.latent_size
         model, policy = run.model.name.options, keras.config.dtype_policy()
         keras.config.set_dtype_policy(run.precision)

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distgan.config import option
 from distgan.objectives.augment import Augmentation, draws_as, split_alpha
 from distgan.schedules import Schedule, schedule
+from distgan.schema import option
 from distgan.seeds import Draws
 
 

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distgan.config import option
+from distgan.schema import option
 from distgan.seeds import Draws
 
 SMALLEST = 16

@@ -11,8 +11,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from distgan.config import Config, option
+from distgan.config import Config
 from distgan.schedules import Schedule, schedule
+from distgan.schema import option
 from distgan.seeds import Draws
 
 

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from distgan.config import Config, option
+from distgan.config import Config
 from distgan.registry import Table
 from distgan.schedules import Schedule, schedule
+from distgan.schema import option
 from distgan.training.phases import NETWORKS, phases, update_share
 
 if TYPE_CHECKING:

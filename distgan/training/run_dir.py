@@ -12,8 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from distgan import __version__
-from distgan import config as configs
+from distgan import __version__, schema
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.schedules import Schedule
@@ -73,7 +72,7 @@ class RunDir:
     def _record(self, config: Config, data_fingerprint: str) -> int:
         """Writes config.json with this start; returns how many starts there were before."""
         path = self.path / "config.json"
-        flat = configs.flatten(config)
+        flat = schema.flatten(config)
         starts: list[Mapping[str, Any]] = []
         if path.exists():
             old = _load(path)
@@ -102,9 +101,9 @@ class RunDir:
 
 def differences(old: Mapping[str, Any], config: Config) -> Iterator[str]:
     """Yields `name=old (now new)` for every field that a run may not change and that differs."""
-    entries = {entry.name: entry for entry in configs.entries(config)}
+    entries = {entry.name: entry for entry in schema.entries(config)}
     # A run of before there was a field went by the field's default.
-    old = {**configs.flatten(configs.build(Config, old)), **old}
+    old = {**schema.flatten(schema.build(Config, old)), **old}
     by_length = [f"{name}={entry.plain}" for name, entry in entries.items() if takes_whole_run(entry.value)]
     for name in sorted(old.keys() | entries.keys()):
         before, after = old.get(name), entries[name].plain if name in entries else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distgan import config as configs
+from distgan import schema
 from distgan.config import Config
 from distgan.data.pipeline import Reader
 from distgan.data.source import Description, Images
@@ -156,7 +157,7 @@ class Worker:
             "world_size": place.world_size,
             "num_replicas": place.num_replicas,
             "versions": versions(),
-            "config": configs.flatten(self.config),
+            "config": schema.flatten(self.config),
             "wandb_run_id": self.run.directory.wandb_run_id() if self.run.directory else None,
         }
 
