@@ -1,9 +1,11 @@
 """`distgan benchmark` runs and prints what it measured; what the figures are is not for a test on a busy machine."""
 
 import json
+import time
 
+import psutil
 import pytest
-from conftest import distgan
+from conftest import distgan, finish, start
 
 SMALL = ("--preset=cifar10-dcgan", "--model.width=4", "--train.global_batch=16")
 
@@ -38,3 +40,17 @@ def test_benchmark(flags, keys):
     result = json.loads(out)
     assert result["preset"] == "cifar10-dcgan"
     assert all(result[key] for key in keys)
+
+
+def test_tracking_leaves_no_process():
+    """Stopped while it measures, W&B's processes, which stand still in turn, end with it."""
+    process = start("benchmark", *SMALL, "--what=tracking", "--blocks=1000", "--block_seconds=0.1")
+    watched, end = psutil.Process(process.pid), time.monotonic() + 120
+    while not any(child.status() == psutil.STATUS_STOPPED for child in watched.children(recursive=True)):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    children = watched.children(recursive=True)
+    process.terminate()
+    finish(process, 130)
+    assert psutil.wait_procs(children, timeout=60)[1] == []

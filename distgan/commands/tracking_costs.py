@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import signal
 import socket
 import statistics
 import tempfile
@@ -67,7 +68,8 @@ def tracking_costs(advance: Callable[[int], None], config: Config, blocks: int, 
             longest = max(longest, time.perf_counter() - before)
         return time.perf_counter() - start
 
-    with tempfile.TemporaryDirectory() as folder, _hung_server() as url:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # As Ctrl-C: no process is left stopped.
+    with tempfile.TemporaryDirectory() as folder, _hung_server() as url, _killing_children():
         opened = {name: _open(config, Path(folder) / name, mode, url) for name, mode in _MODES.items()}
         cpu_before = {name: _cpu_seconds(processes) for name, (_, processes) in opened.items()}
         seconds: dict[str, list[float]] = {name: [] for name in opened}
@@ -109,6 +111,16 @@ def _open(config: Config, run_dir: Path, mode: str, url: str) -> tuple[Tracker, 
     processes = _children() - others
     _each(processes, psutil.Process.suspend)
     return Tracker([sink for sink in sinks if sink]), processes
+
+
+@contextmanager
+def _killing_children() -> Iterator[None]:
+    """Kills what was started in the block and still runs, or stands still, at its end."""
+    others = _children()
+    try:
+        yield
+    finally:
+        _each(_children() - others, psutil.Process.kill)
 
 
 def _children() -> set[psutil.Process]:

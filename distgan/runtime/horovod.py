@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 import numpy as np
+import psutil
 import tensorflow as tf
 
 from distgan.errors import UserError
@@ -25,7 +26,6 @@ from distgan.runtime.topology import Topology, Workers
 
 try:
     import horovod.tensorflow as hvd
-    import psutil  # Horovod needs it too.
 except ImportError as error:
     raise UserError(
         f"Horovod cannot be imported ({error}): build it for this TensorFlow by bash launch/install_horovod.sh"
