@@ -1,6 +1,6 @@
 """Breaks `distgan` where and when it is planned, without a hook in it: `faults.py KIND:PLACE:N[@RANK],... train --flags`.
 
-KIND is what happens, in the process itself: `kill` (SIGKILL), `term` (SIGTERM), `terms` (SIGTERM twice), `slow` (2 s pass).
+KIND is what happens, in the process itself: `kill` (SIGKILL), `term` (SIGTERM), `terms` (it until the end), `slow` (2 s pass).
 It happens the N-th time that the process comes to PLACE, one of PLACES; with @RANK on that worker only.
 Below are also faults that come from outside: a disk that is full, files that are damaged, processes that are watched.
 """
@@ -35,12 +35,18 @@ def here(kind):
         case "term":
             os.kill(os.getpid(), signal.SIGTERM)
         case "terms":
-            os.kill(os.getpid(), signal.SIGTERM)
-            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            threading.Thread(target=terminate, daemon=True).start()
         case "slow":
             time.sleep(2)
         case _:
             raise ValueError(kind)
+
+
+def terminate():
+    """Sends SIGTERM to this process again and again, to its last moment."""
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.005)
 
 
 def planned(text, rank):

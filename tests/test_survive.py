@@ -178,7 +178,7 @@ def kills(run_dir, steps, count):
 
 
 def stops(run_dir, steps):
-    """SIGTERM in a step, twice, in a save; SIGINT; and damage to what was saved."""
+    """SIGTERM in a step, again and again, in a save; SIGINT; and damage to what was saved."""
     life = Life(run_dir, *RUN, length(steps))
     saves = run_dir / "checkpoints"
     life.run("terms:step:20", 75, "stopped by SIGTERM at", "saved; start it again to go on")
@@ -323,7 +323,7 @@ def test_two_ranks_killed_and_stopped(tmp_path, soak):
             life.start().until_seen(moment)
             os.kill(ranks(life.run_dir)[draw.choice([0, 1])], signal.SIGKILL)
             life.end(1)
-        life.run("term:step:10@1", 1, "stopped by SIGTERM at", "saved; start it again to go on")
+        life.run("terms:step:10@1", 1, "stopped by SIGTERM at", "saved; start it again to go on")
         log = (life.run_dir / "log.1.txt").read_text()
         assert "stopped by SIGTERM at" in log.splitlines()[-1]
         life.run()
@@ -355,7 +355,7 @@ def test_workers_start_again_one_by_one(tmp_path):
     primary.until_seen(max(primary.seen(), default=0) + 1)
     primary.process.kill()
     primary.end(KILLED)
-    primary.start("term:step:5", length(10000))
+    primary.start("terms:step:5", length(10000))
     other.end(1, "the primary (rank 0) ended without a word")
     other.start("", length(10000))
     primary.end(75, "stopped by SIGTERM")

@@ -46,7 +46,7 @@ class Stop:
 
     @contextmanager
     def watching(self) -> Iterator[Stop]:
-        """Answers the signals within the block."""
+        """Answers the signals within the block, and after it too where one came: SIGTERM changes nothing until the end."""
         self._terminal = os.dup(2)
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
@@ -59,8 +59,12 @@ class Stop:
         finally:
             self.answer()
             signal.set_wakeup_fd(descriptor)
-            for each, handler in handlers.items():
-                signal.signal(each, handler)
+            if self.signal:
+                # The process is about to end with a code that says so, which a further SIGTERM must not change.
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+            else:
+                for each, handler in handlers.items():
+                    signal.signal(each, handler)
             theirs.close()
             thread.join()
             ours.close()
