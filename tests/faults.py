@@ -5,6 +5,7 @@ It happens the N-th time that the process comes to PLACE, one of PLACES; with @R
 Below are also faults that come from outside: a disk that is full, files that are damaged, processes that are watched.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -24,6 +25,7 @@ PLACES = (
     "manifest",  # All files are written, and not the manifest.
     "rename",  # All is written, under the temporary name.
     "retention",  # It has its name; old ones are not yet removed.
+    "exit",  # The command is done, and what the process ends with is known.
 )
 
 
@@ -214,8 +216,10 @@ class Watch(threading.Thread):
 def main(plan, words):
     from distgan.__main__ import run
 
-    for patch in patches(planned(plan, own_rank())):
+    reach = planned(plan, own_rank())
+    for patch in patches(reach):
         patch.start()
+    atexit.register(reach, "exit")
     sys.argv = ["distgan", *words]
     run()
 

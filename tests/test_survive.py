@@ -357,9 +357,10 @@ def test_workers_start_again_one_by_one(tmp_path):
     primary.end(KILLED)
     primary.start("terms:step:5", length(10000))
     other.end(1, "the primary (rank 0) ended without a word")
-    other.start("", length(10000))
+    # It hears of the stop from the primary, and is sent a signal of its own when it has answered.
+    other.start("term:exit:1", length(10000))
     primary.end(75, "stopped by SIGTERM")
-    other.end(75)
+    other.end(75, "fault: term at exit")
     total = state(primary.run_dir).images_seen // 16 + 10
     both("", length(total))
     for life in lives:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from distgan.errors import Exit, Stopped
 from distgan.runtime.control import Control
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -46,7 +47,7 @@ class Stop:
 
     @contextmanager
     def watching(self) -> Iterator[Stop]:
-        """Answers the signals within the block, and after it too where one came: SIGTERM changes nothing until the end."""
+        """Answers the signals within the block, and after it too where the run was stopped: the code it ends with stays."""
         self._terminal = os.dup(2)
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
@@ -54,13 +55,17 @@ class Stop:
         descriptor = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         thread = threading.Thread(target=self._listen, args=(ours,), name="signals", daemon=True)
         thread.start()
+        stopped = False
         try:
             yield self
+        except Exit as error:
+            stopped = error.code == Stopped.code  # By a signal to this worker, or to another.
+            raise
         finally:
             self.answer()
             signal.set_wakeup_fd(descriptor)
-            if self.signal:
-                # The process is about to end with a code that says so, which a further SIGTERM must not change.
+            if stopped or self.signal:
+                # The process is about to end, and a further SIGTERM must not change with what.
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
             else:
                 for each, handler in handlers.items():
