@@ -65,7 +65,7 @@ def test_all_that_lasts_is_saved_and_restored(values):
         advance(iterator, 1)  # What is made at the first step is there.
         own = {key: each for key, each in alive().items() if key not in before_all}
         values_before = {key: each.numpy() for key, each in own.items()}
-        ok, _, _ = advance(iterator, 4)
+        ok, _ = advance(iterator, 4)
         assert ok.numpy()
         assert own.keys() == {key for key in alive() if key not in before_all}, "steps make variables"
     finally:

@@ -20,7 +20,8 @@ from distgan.runtime import devices, topology
 
 def once(runtime, function):
     """What a function gives on the first local replica."""
-    step = tf.function(lambda: runtime.run(lambda _: (tf.constant(True), function()), ()), autograph=False)
+    ok = tf.constant(True)
+    step = tf.function(lambda: runtime.run(lambda _, ok: (ok, function()), (), ok), autograph=False)
     return step()[1].numpy()
 
 
@@ -82,7 +83,7 @@ def poisoned_steps(runtime, values):
         replicas = (place.num_replicas, place.local_replicas)
         data = pipeline.batches(pipeline.Reader(images, config.data, config.seed), 0, config.train, *replicas)
         before = state.arrays()
-        ok, _, _ = advance(runtime.distribute(data), 3)
+        ok, _ = advance(runtime.distribute(data), 3)
     return before, state.arrays(), ok.numpy()
 
 

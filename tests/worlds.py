@@ -45,7 +45,7 @@ def main(size, folder):
         state.share(arrays, runtime)
         first_batch = int(state.images_seen.numpy()) // config.train.global_batch
         data = pipeline.batches(reader, first_batch, config.train, place.num_replicas, place.local_replicas)
-        ok, _, _ = advance(runtime.distribute(data), STEPS)
+        ok, _ = advance(runtime.distribute(data), STEPS)
         assert ok.numpy()
         return state.arrays()
 

@@ -152,7 +152,7 @@ def _open(config: Config) -> _Opened:
     iterator = runtime.distribute(dataset)
 
     def advance(count: int) -> None:
-        ok, _, _ = steps(iterator, count)
+        ok, _ = steps(iterator, count)
         if not ok.numpy():
             raise UserError("the benchmark's training diverged: choose a smaller --optimizer.learning_rate")
 

@@ -210,10 +210,10 @@ def _waited(images: Encoded, config: Config, seconds: float) -> float:
     place = runtime.topology
     reader = pipeline.Reader(images, config.data, config.seed)
     iterator = runtime.distribute(pipeline.batches(reader, 0, config.train, place.num_replicas, place.local_replicas))
-    steps(iterator, 2)
+    steps.measure(iterator, 2)
     waited, start = 0.0, time.perf_counter()
     while time.perf_counter() - start < 2 * seconds:
-        waited += float(steps(iterator, 1)[2])
+        waited += steps.measure(iterator, 1)[1].data
     return round(waited / (time.perf_counter() - start), 4)
 
 

@@ -112,7 +112,7 @@ def _loop(config: Config, images: Any, runtime: Any) -> Callable[[int], None]:
     iterator = runtime.distribute(pipeline.batches(reader, 0, config.train, place.num_replicas, place.local_replicas))
 
     def advance(count: int) -> None:
-        ok, _, _ = steps(iterator, count)
+        ok, _ = steps(iterator, count)
         if not ok.numpy():
             raise UserError("the benchmark's training diverged: choose a smaller --optimizer.learning_rate")
 
@@ -183,11 +183,11 @@ def _time_sum(runtime: Runtime, size: int) -> float:
     """The median over several calls of the seconds that one sum of a message takes."""
     message = tf.random.normal([size // 4])  # As a constant it would be summed once, when the graph is optimized.
 
-    def step(message: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def step(message: tf.Tensor, ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         [total] = runtime.sum([message], f"allreduce/{size}")
-        return tf.constant(True), tf.cast(total[:1], tf.float64)
+        return ok, tf.cast(total[:1], tf.float64)
 
-    once = tf.function(lambda: runtime.run(step, message), autograph=False)
+    once = tf.function(lambda: runtime.run(step, message, tf.constant(True)), autograph=False)
     times = []
     # One after the other, so that the sums themselves keep the workers in step.
     for _ in range(_REPEATS):

@@ -10,18 +10,37 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework.config import is_op_determinism_enabled
 
 from distgan.runtime.control import Control
 from distgan.runtime.topology import Topology
 
-Step = Callable[[Any], tuple[tf.Tensor, tf.Tensor]]
-"""One training step of one replica: its batches -> (whether it was finite, evidence), both equal on all replicas."""
+Step = Callable[[Any, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+"""One training step of one replica: (its batches, whether all steps before were finite) -> (whether all are, evidence).
+
+The results are equal on all replicas. Where a step before was not finite, it changes no variable.
+"""
+
+
+class Progress(NamedTuple):
+    """What several steps come to."""
+
+    ok: tf.Tensor
+    """Whether all of them were finite: bool scalar, on the device until somebody reads it."""
+    evidence: tf.Tensor
+    """What the last step measured, or the first one that was not finite: float64 [evidence_size]."""
+
+
+class Waits(NamedTuple):
+    """What measured steps waited for, in seconds."""
+
+    data: float
+    others: float
+    """In sums over replicas: for their own time, and for workers that come to them later."""
 
 
 class Runtime:
@@ -31,6 +50,7 @@ class Runtime:
         self.topology = topology
         self.control = control
         self._waiting = _Stopwatch()
+        self._measures = False
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Variables are made in it."""
@@ -43,9 +63,9 @@ class Runtime:
             dataset = dataset.apply(tf.data.experimental.prefetch_to_device(gpus[0].name))
         return iter(dataset)
 
-    def run(self, step: Step, batches: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    def run(self, step: Step, batches: Any, ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs a step on every replica; the first one's results stand for all."""
-        return step(batches)
+        return step(batches, ok)
 
     def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
         """In a step: each tensor's sum over all replicas, in one collective; differentiable.
@@ -72,60 +92,20 @@ class Runtime:
     ) -> None:
         """In a step: one update of every replica's copies by gradients that are equal on all replicas, if `ok`.
 
-        It calls Keras' `update_step` for each variable and not `apply`, which would sum over replicas once more.
+        Without `ok` nothing changes, the optimizer's own variables neither; the gradients are finite all the same. No branch
+        asks for `ok`, since a device would have to finish its work before the host could take one. Keras' `update_step` is
+        called for each variable, and not `apply`, which would sum over replicas once more.
         """
+        rates, held = prepare(optimizer, variables, ok)
+        for variable, gradient in zip(variables, gradients, strict=True):
+            update(optimizer, rates, gradient, variable)
+        for variable, value in held:
+            variable.assign(tf.where(ok, variable, value))
+        optimizer.iterations.assign_add(tf.cast(ok, optimizer.iterations.dtype))
 
-        def update() -> None:
-            for variable, gradient in zip(variables, gradients, strict=True):
-                optimizer.update_step(gradient, variable, optimizer.learning_rate)
-            optimizer.iterations.assign_add(1)
-
-        tf.cond(ok, update, lambda: None)
-
-    def compile(
-        self, step: Step, batches_per_step: int, evidence_size: int
-    ) -> Callable[[Any, int], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-        """Several steps a call.
-
-        Args:
-          step: run on every replica with a tuple of `batches_per_step` batches.
-          batches_per_step: batches that a step takes from the iterator.
-          evidence_size: length of a step's evidence, float64.
-
-        Returns:
-          (iterator, number of steps) -> (whether all were finite, the last step's evidence, seconds waited for data).
-          A step that was not finite is the last.
-        """
-
-        def now() -> tf.Tensor:
-            # The kernel, ten times as cheap, is refused where --deterministic holds.
-            if is_op_determinism_enabled():
-                return tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), [])
-            return tf.timestamp()
-
-        def one_step(iterator: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            start = now()
-            with tf.control_dependencies([start]):
-                batches = tuple(next(iterator) for _ in range(batches_per_step))
-            with tf.control_dependencies([part for batch in batches for part in self.local(batch.first)]):
-                waited = now() - start
-            return *self.run(step, batches), waited
-
-        @tf.function(reduce_retracing=True)
-        def steps(iterator: Any, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            ok, evidence, waited = (
-                tf.constant(True),
-                tf.zeros([evidence_size], tf.float64),
-                tf.constant(0.0, tf.float64),
-            )
-            done = tf.constant(0, tf.int64)
-            while ok & (done < count):
-                ok, evidence, seconds = one_step(iterator)
-                waited += seconds
-                done += 1
-            return ok, evidence, waited
-
-        return lambda iterator, count: steps(iterator, tf.constant(count, tf.int64))
+    def compile(self, step: Step, batches_per_step: int, evidence_size: int) -> Steps:
+        """Compiles a step that takes `batches_per_step` batches from the iterator; `evidence_size` is its evidence's length."""
+        return Steps(self, step, batches_per_step, evidence_size)
 
     def each(self, function: Callable[[tf.Tensor], tf.Tensor]) -> list[tf.Tensor]:
         """Runs a function of the replica's number (int64 scalar) on every replica; the results of the local ones, in order."""
@@ -151,8 +131,23 @@ class Runtime:
         return sum(gradient.shape.num_elements() * gradient.dtype.size for gradient in gradients)
 
     @contextlib.contextmanager
+    def measuring(self, on: bool) -> Iterator[None]:
+        """While a step is traced in the block, whether its sums over replicas are timed."""
+        before, self._measures = self._measures, on
+        try:
+            yield
+        finally:
+            self._measures = before
+
+    @contextlib.contextmanager
     def timing(self, tensors: Sequence[tf.Tensor]) -> Iterator[Callable[[list[tf.Tensor]], list[tf.Tensor]]]:
-        """In a step: notes how long the collective of `tensors` in the block takes; its result goes through what is yielded."""
+        """In a step that is measured: notes how long the collective of `tensors` in the block takes.
+
+        The collective's results go through the function that is yielded. In other steps the block is left alone.
+        """
+        if not self._measures:
+            yield list
+            return
 
         def start(_: np.ndarray) -> np.ndarray:
             self._waiting.start()
@@ -175,13 +170,95 @@ class Runtime:
             yield timed
 
     def take_waited(self) -> float:
-        """Seconds that this worker spent in timed collectives, for itself and for others, since the last call."""
+        """Seconds that measured steps of this worker spent in sums over replicas since the last call."""
         return self._waiting.take()
 
     def close(self) -> None:
         """Leaves the other workers in peace, once all are here."""
         self.control.gather(None)
         self.control.close()
+
+
+class Steps:
+    """Compiled steps of one kind. In ordinary ones nothing waits for the host: they run on while it prepares the next."""
+
+    def __init__(self, runtime: Runtime, step: Step, batches_per_step: int, evidence_size: int):
+        """Takes what `Runtime.compile` takes."""
+        self.runtime, self.batches_per_step, self.evidence_size = runtime, batches_per_step, evidence_size
+
+        def compiled(measured: bool) -> Any:
+            def one(batches: Any, before: Progress) -> Progress:
+                with runtime.measuring(measured):
+                    ok, evidence = runtime.run(step, batches, before.ok)
+                return Progress(ok, tf.where(before.ok, evidence, before.evidence))
+
+            return tf.function(one, autograph=False)
+
+        self._one = compiled(measured=False)
+        # Where there is nobody to wait for, the same function serves.
+        self._measured = compiled(measured=True) if runtime.topology.world_size > 1 else self._one
+
+        def several(iterator: Any, count: tf.Tensor, before: Progress) -> Progress:
+            # The counter is of 32 bits, which TensorFlow keeps in the host's memory: the loop's condition waits for no device.
+            done, progress = tf.constant(0, tf.int32), before
+            while done < count:
+                progress = self._one(self._next(iterator), progress)
+                done += 1
+            return progress
+
+        self.function = tf.function(several, reduce_retracing=True)
+
+    def __call__(self, iterator: Any, count: int, before: Progress | None = None) -> Progress:
+        """Runs `count` steps. One that is not finite changes nothing, and those behind it neither."""
+        return self.function(iterator, tf.constant(count, tf.int32), before or self.start())
+
+    def measure(self, iterator: Any, count: int, before: Progress | None = None) -> tuple[Progress, Waits]:
+        """Runs the same steps one by one, and says what they waited for."""
+        progress, data = before or self.start(), 0.0
+        self.runtime.take_waited()
+        for _ in range(count):
+            started = time.perf_counter()
+            batches = self._next(iterator)
+            data += time.perf_counter() - started
+            progress = self._measured(batches, progress)
+            progress.ok.numpy()
+        return progress, Waits(data, self.runtime.take_waited())
+
+    def trace(self, iterator: Any) -> Any:
+        """The ConcreteFunction of a call with this iterator; nothing is run, and no batch taken."""
+        return self.function.get_concrete_function(iterator, tf.constant(0, tf.int32), self.start())
+
+    def start(self) -> Progress:
+        """Before the first step."""
+        return Progress(tf.constant(True), tf.zeros([self.evidence_size], tf.float64))
+
+    def _next(self, iterator: Any) -> Any:
+        return tuple(next(iterator) for _ in range(self.batches_per_step))
+
+
+def prepare(
+    optimizer: keras.optimizers.Optimizer, variables: Sequence[tf.Variable], ok: tf.Tensor
+) -> tuple[tuple[tf.Tensor, ...], list[tuple[tf.Variable, tf.Tensor]]]:
+    """Before an update on one replica.
+
+    Returns:
+      What all variables share of it (`distgan.training.adam.Adam.rates`), of an optimizer that heeds `ok`. Of any other: every
+      variable that its update may change, with the value to go back to without `ok`.
+    """
+    if hasattr(optimizer, "rates"):
+        return optimizer.rates(ok), []
+    own = [variable.value for variable in optimizer.variables if variable is not optimizer.iterations]
+    return (), [(variable, variable.read_value()) for variable in (*variables, *own)]
+
+
+def update(
+    optimizer: keras.optimizers.Optimizer, rates: tuple[tf.Tensor, ...], gradient: tf.Tensor, variable: tf.Variable
+) -> None:
+    """One optimizer's update of one variable, with what `prepare` gave."""
+    if rates:
+        optimizer.update_by(rates, gradient, variable)
+    else:
+        optimizer.update_step(gradient, variable, optimizer.learning_rate)
 
 
 class _Stopwatch:

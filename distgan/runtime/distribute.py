@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distgan.runtime.base import Runtime, Step
+from distgan.runtime.base import Runtime, Step, prepare, update
 from distgan.runtime.control import Control
 from distgan.runtime.hub import Limits
 from distgan.runtime.topology import Topology
@@ -85,8 +85,8 @@ class DistributedRuntime(Runtime):
     def distribute(self, dataset: tf.data.Dataset) -> Any:
         return iter(self.strategy.distribute_datasets_from_function(lambda _: dataset))
 
-    def run(self, step: Step, batches: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        ok, evidence = self.strategy.run(step, args=(batches,))
+    def run(self, step: Step, batches: Any, ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        ok, evidence = self.strategy.run(step, args=(batches, ok))
         return self.local(ok)[0], self.local(evidence)[0]
 
     def sum(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
@@ -144,21 +144,20 @@ class DistributedRuntime(Runtime):
         variables: Sequence[tf.Variable],
         ok: tf.Tensor,
     ) -> None:
-        def on_all(strategy: tf.distribute.Strategy, gradients: Sequence[Any], ok: Any) -> None:
-            def update() -> None:
-                for variable, gradient in zip(variables, gradients, strict=True):
-                    strategy.extended.update(
-                        variable,
-                        lambda copy, gradient: optimizer.update_step(gradient, copy, optimizer.learning_rate),
-                        args=(gradient,),
-                        group=False,
-                    )
-                strategy.extended.update(optimizer.iterations.value, lambda copy: copy.assign_add(1), group=False)
+        rates, held = prepare(optimizer, variables, ok)
 
-            # The branch stands outside the replicas and around no collective, so no replica can wait for another in it.
-            tf.cond(self.local(ok)[0], update, lambda: None)
+        def on_all(strategy: tf.distribute.Strategy, gradients: Any, ok: Any, rates: Any, values: Any) -> None:
+            def on_copies(variable: tf.Variable, change: Callable[..., Any], *arguments: Any) -> None:
+                strategy.extended.update(variable, change, args=arguments, group=False)
 
-        tf.distribute.get_replica_context().merge_call(on_all, args=(list(gradients), ok))
+            for variable, gradient in zip(variables, gradients, strict=True):
+                on_copies(variable, lambda copy, rates, value: update(optimizer, rates, value, copy), rates, gradient)
+            for (variable, _), value in zip(held, values, strict=True):
+                on_copies(variable, lambda copy, ok, value: copy.assign(tf.where(ok, copy, value)), ok, value)
+            on_copies(optimizer.iterations.value, lambda copy, ok: copy.assign_add(tf.cast(ok, copy.dtype)), ok)
+
+        values = [value for _, value in held]
+        tf.distribute.get_replica_context().merge_call(on_all, args=(list(gradients), ok, rates, values))
 
     def devices(self) -> Sequence[str]:
         return self.strategy.extended.worker_devices

@@ -29,7 +29,7 @@ from distgan.tracking.console import log
 from distgan.tracking.tracker import Tracker
 from distgan.training import blackbox, desync, scores
 from distgan.training.checkpoint import Checkpoint
-from distgan.training.phases import batches_per_step, cycle, phases
+from distgan.training.phases import batches_per_step
 from distgan.training.report import Clock, report, report_logits
 from distgan.training.run_dir import RunDir
 from distgan.training.saving import Saver, Snapshots
@@ -38,6 +38,8 @@ from distgan.training.step import compile_steps
 from distgan.training.stopping import Stop
 
 _GRID_IMAGES = 64
+MEASURED_STEPS = 2
+"""Steps before each row that are run one by one, so that what they wait for can be told (`runtime.base.Steps.measure`)."""
 STOP_BUTTON = "W&B's stop button"
 
 
@@ -131,7 +133,6 @@ def train(run: Run, stop: Stop) -> None:
     iterator = run.runtime.distribute(dataset)
     sampler = Sampler(run.config, run.state.generator_ema, run.state.description)
     clock, total, seen = Clock(), images(train_config.total_kimg), run.images_seen
-    first_step = seen // run.images_per_step
     control, primary = run.runtime.control, run.directory is not None
     check = desync.build_check(run.state, run.runtime) if run.config.runtime.check_desync else lambda: None
 
@@ -208,20 +209,23 @@ def train(run: Run, stop: Stop) -> None:
             leave(signals)
         marks = [seen // interval * interval + interval for interval in every if interval] + profile.marks(step)
         steps = min(math.ceil((min(*marks, total) - seen) / run.images_per_step), *limits)
-        # Steps with other phases are compiled when they first come.
-        fresh = step - first_step < cycle(phases(run.config))
+        row = min(seen // every.report * every.report + every.report, total) if every.report else total
+        ordinary = math.ceil((row - seen) / run.images_per_step) - MEASURED_STEPS
+        measured = ordinary <= 0
+        ready = advance.ready(steps if measured else min(steps, ordinary), measured)
+        steps, fresh = ready or 1, not ready
         control.at(f"training, {steps} steps a call", step, patient=fresh)
         profile.start(step)
         started = time.perf_counter()
         # XLA tells on stderr that it compiled. Among workers the line between them may have to speak meanwhile.
-        with devices.quiet() if fresh and topology.world_size == 1 else nullcontext():
-            ok, evidence, waited = _advance(advance, iterator, steps, run.reader)
-        finite = bool(ok.numpy())
-        clock.add(steps, time.perf_counter() - started, float(waited), run.runtime.take_waited())
+        with devices.quiet() if fresh and topology.world_size == 1 else nullcontext(), data_errors(run.reader):
+            progress, waits = advance.measure(iterator, steps) if measured else (advance(iterator, steps), None)
+            finite = bool(progress.ok.numpy())
+        clock.add(steps, time.perf_counter() - started, waits, fresh)
         profile.stop(step + steps, last=not finite or seen + steps * run.images_per_step >= total or bool(stop.signal))
         control.at("between two calls", step + steps, patient=primary)
         if not finite:
-            raise Diverged(control.gather(blackbox.write(run, evidence.numpy()) if primary else None)[0])
+            raise Diverged(control.gather(blackbox.write(run, progress.evidence.numpy()) if primary else None)[0])
         before, seen = seen, seen + steps * run.images_per_step
         now = due(before, seen)
         best = bool(now.evaluation) and evaluate()
@@ -245,10 +249,11 @@ def train(run: Run, stop: Stop) -> None:
         report(run, clock, seen)
 
 
-def _advance(advance: Any, iterator: Any, steps: int, reader: Reader) -> Any:
-    """Several steps; an error of the data is raised as itself."""
+@contextmanager
+def data_errors(reader: Reader) -> Iterator[None]:
+    """Raises an error of the data in the block as itself, where TensorFlow raises one of its own for it."""
     try:
-        return advance(iterator, steps)
+        yield
     except tf.errors.OpError:
         if reader.error:
             raise reader.error from None

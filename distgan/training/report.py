@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import socket
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from distgan.runtime import devices, gpus
+from distgan.runtime.base import Waits
 from distgan.training import ema
 from distgan.training.phases import measured_keys
 
@@ -20,43 +22,72 @@ if TYPE_CHECKING:
 _CALL_SECONDS = 1.0
 
 
+@dataclasses.dataclass
+class Times:
+    """What some calls took together."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    waits: Waits = Waits(0.0, 0.0)
+    """Known of measured steps alone."""
+
+    def add(self, steps: int, seconds: float, waits: Waits) -> None:
+        """Takes a call."""
+        self.steps, self.seconds = self.steps + steps, self.seconds + seconds
+        self.waits = Waits(self.waits.data + waits.data, self.waits.others + waits.others)
+
+    def per_step(self, seconds: float) -> float:
+        """Milliseconds a step; what is not known is not a number."""
+        return 1000 * seconds / self.steps if self.steps else math.nan
+
+
 class Clock:
-    """Times calls: how many steps fit in one, and what a report says of speed."""
+    """Times calls: how many steps fit in one, and what a report says of speed. Calls that compile count where no others came."""
 
     def __init__(self) -> None:
-        self.calls = 0
         self.seconds_per_step = math.inf
         self.steps_in_call = 1
         self.start_report()
 
     def start_report(self) -> None:
         """Forgets the times of the last report."""
-        self.seconds, self.waited, self.waited_for_others, self.steps = 0.0, 0.0, 0.0, 0
+        self.steps = 0
+        # By whether the steps were measured, and whether the call compiled.
+        self.times = {(measured, fresh): Times() for measured in (False, True) for fresh in (False, True)}
 
     def limit(self) -> int:
         """Steps that fit in a call; grows by doubling, as the first measurements are rough."""
         return max(1, min(int(_CALL_SECONDS / self.seconds_per_step), 2 * self.steps_in_call))
 
-    def add(self, steps: int, seconds: float, waited: float, waited_for_others: float) -> None:
-        """Takes the times of a call; those of the first one, which compiles, are forgotten at the second."""
-        if self.calls == 1:
-            self.start_report()
-        if self.calls:
+    def add(self, steps: int, seconds: float, waits: Waits | None, fresh: bool) -> None:
+        """Takes the times of a call, what it waited for if it was measured, and whether it compiled."""
+        self.steps += steps
+        self.times[waits is not None, fresh].add(steps, seconds, waits or Waits(0.0, 0.0))
+        if waits is None and not fresh:
             self.seconds_per_step, self.steps_in_call = seconds / steps, steps
-        self.calls += 1
-        self.seconds, self.waited, self.steps = self.seconds + seconds, self.waited + waited, self.steps + steps
-        self.waited_for_others += waited_for_others
+
+    def all(self) -> Times:
+        """Of all steps since the last row."""
+        both = Times()
+        for measured in (False, True):
+            part = self.times[measured, False]
+            both.add(part.steps, part.seconds, part.waits)
+        return both if both.steps else self.times[False, True] if self.times[False, True].steps else self.measured()
+
+    def measured(self) -> Times:
+        """Of those that were measured."""
+        return self.times[True, False] if self.times[True, False].steps else self.times[True, True]
 
 
 def report(run: Run, clock: Clock, seen: int) -> None:
     """Writes a row: means over the steps since the last one; all workers call it."""
     state, config, control = run.state, run.config, run.runtime.control
     # A row that is made up for comes without a step; what is not known is written as null.
-    steps = clock.steps or math.nan
-    seconds_per_step = clock.seconds / steps
-    rate = run.images_per_step / seconds_per_step
+    times, measured = clock.all(), clock.measured()
+    step_ms = times.per_step(times.seconds)
+    rate = run.images_per_step / step_ms * 1000
     # What a worker's step takes without the waiting in sums over replicas tells who the others wait for.
-    own_ms = (clock.seconds - clock.waited_for_others) / steps * 1000
+    own_ms = measured.per_step(measured.seconds - measured.waits.others)
     gathered = control.gather([own_ms, socket.gethostname(), run.runtime.topology.local_rank == 0 and gpus.use()])
     left_out = {}
     if config.data.on_error == "skip":
@@ -78,10 +109,10 @@ def report(run: Run, clock: Clock, seen: int) -> None:
         },
         "throughput/images_per_second": rate,
         "throughput/images_per_second_per_replica": rate / run.runtime.topology.num_replicas,
-        "time/step_ms": seconds_per_step * 1000,
-        "time/data_wait_ms": clock.waited / steps * 1000,
+        "time/step_ms": step_ms,
+        "time/data_wait_ms": measured.per_step(measured.waits.data),
         **_checkpoint_time(run),
-        **_workers([own for own, _, _ in gathered], clock.waited_for_others / steps * 1000),
+        **_workers([own for own, _, _ in gathered], measured.per_step(measured.waits.others)),
         **nodes([(host, use) for _, host, use in gathered]),
         **left_out,
         **{f"memory/{key}": value for key, value in devices.memory().items()},

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -19,7 +20,7 @@ from distgan.config import Config
 from distgan.errors import UserError
 from distgan.models.layers import BatchNorm, Update
 from distgan.objectives import LOSSES
-from distgan.runtime.base import Runtime, Step
+from distgan.runtime.base import Progress, Runtime, Step, Steps, Waits
 from distgan.training import ema, optimizers, precision
 from distgan.training.phases import (
     Phase,
@@ -58,10 +59,9 @@ def build_step(config: Config, state: TrainState, runtime: Runtime, passes: Sequ
     measured_by = {phase.name: len(keys(config, phase)) for phase in phases(config)}
 
     @tf.autograph.experimental.do_not_convert
-    def step(batches: Sequence[Any]) -> tuple[tf.Tensor, tf.Tensor]:
+    def step(batches: Sequence[Any], ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         if rates := optimizers.scheduled(config, state):
             runtime.assign(*zip(*rates, strict=True))
-        ok = tf.constant(True)
         evidence = {name: tf.zeros([2 * size], tf.float64) for name, size in measured_by.items()}
         layers = {name: tf.zeros([size], tf.float64) for name, size in layers_by.items()}
         taken = iter(batches)
@@ -110,8 +110,8 @@ def layer_paths(state: TrainState, phase: Phase) -> list[str]:
     return [variable.path for name in phase.trains for variable in state.network(name).trainable_variables]
 
 
-def compile_steps(config: Config, state: TrainState, runtime: Runtime) -> Callable[[Any, int], Any]:
-    """The compiled steps of a run: see `Runtime.compile`; steps with other phases due are functions of their own.
+def compile_steps(config: Config, state: TrainState, runtime: Runtime) -> Advance:
+    """The compiled steps of a run; steps with other phases due are functions of their own.
 
     Raises:
       UserError: XLA is asked to compile a sum over replicas.
@@ -125,24 +125,46 @@ def compile_steps(config: Config, state: TrainState, runtime: Runtime) -> Callab
         step = build_step(config, state, runtime, [passes[phase.name] for phase in those])
         return runtime.compile(step, batches_per_step(config), evidence_size(config, state))
 
-    variants = {those: compiled(those) for those in {due(plan, step) for step in range(cycle(plan))}}
-    if len(variants) == 1:
-        return variants[plan]
+    return Advance(state, plan, {those: compiled(those) for those in {due(plan, step) for step in range(cycle(plan))}})
 
-    def advance(iterator: Any, count: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        waited = tf.constant(0.0, tf.float64)
-        step = int(state.step.numpy())
-        end = step + count
-        while True:
-            those, first = due(plan, step), step
-            while step < end and due(plan, step) == those:
-                step += 1
-            ok, evidence, seconds = variants[those](iterator, step - first)
-            waited += seconds
-            if step == end or not ok.numpy():
-                return ok, evidence, waited
 
-    return advance
+class Advance:
+    """Runs the next steps of a run, each with the phases that are due in it."""
+
+    def __init__(self, state: TrainState, plan: Sequence[Phase], variants: Mapping[tuple[Phase, ...], Steps]):
+        self.state, self.plan, self.variants = state, plan, variants
+        self.ran: set[tuple[Steps, bool]] = set()
+
+    def __call__(self, iterator: Any, count: int) -> Progress:
+        """See `Steps.__call__`."""
+        progress = self._start()
+        for steps, length in self._stretches(count):
+            self.ran.add((steps, False))
+            progress = steps(iterator, length, progress)
+        return progress
+
+    def measure(self, iterator: Any, count: int) -> tuple[Progress, Waits]:
+        """See `Steps.measure`."""
+        progress, waits = self._start(), []
+        for steps, length in self._stretches(count):
+            self.ran.add((steps, True))
+            progress, waited = steps.measure(iterator, length, progress)
+            waits.append(waited)
+        return progress, Waits(*map(sum, zip(*waits, strict=True)))
+
+    def ready(self, count: int, measured: bool) -> int:
+        """How many of the next `count` steps are compiled; 0 where the next one is not, as nothing compiles ahead of time."""
+        stretches = itertools.takewhile(lambda each: (each[0], measured) in self.ran, self._stretches(count))
+        return sum(length for _, length in stretches)
+
+    def _start(self) -> Progress:
+        return next(iter(self.variants.values())).start()
+
+    def _stretches(self, count: int) -> Iterator[tuple[Steps, int]]:
+        """The next steps in stretches of the same phases, by the state's clock: the compiled steps, and how many of them."""
+        first = int(self.state.step.numpy())
+        for phases_due, steps in itertools.groupby(range(first, first + count), lambda step: due(self.plan, step)):
+            yield self.variants[phases_due], len(list(steps))
 
 
 class PhaseStep:
@@ -187,8 +209,10 @@ class PhaseStep:
             ok = self._rescale(name, finite[name], ok) if self.scaled else ok & finite[name]
         for name in self.phase.trains:
             applied = ok & finite[name]
-            clipped = _clip(reduced[name], norms[name], self.config.train.clip_norm)
-            self.runtime.apply(self.state.optimizers[name], clipped, self.variables[name], applied)
+            # What is not finite becomes 0 where it is not applied, and nothing else does.
+            factor = tf.where(applied, _clip_factor(norms[name], self.config.train.clip_norm), 0)
+            gradients = [tf.math.multiply_no_nan(gradient, factor) for gradient in reduced[name]]
+            self.runtime.apply(self.state.optimizers[name], gradients, self.variables[name], applied)
         self._observe(outcome, measured, ok)
         layers = tf.concat([tf.sqrt(2 * half) for half in halves.values()], axis=0)
         return ok, tf.concat([measured, tf.stack(list(norms.values()))], axis=0), tf.concat(counts, axis=0), layers
@@ -197,8 +221,8 @@ class PhaseStep:
         limit = self.config.train.loss_limit
         if not limit:
             return tf.constant(True)
-        held = [is_limited(key) for key in keys(self.config, self.phase)][: measured.shape[0]]
-        return tf.reduce_all(tf.abs(tf.boolean_mask(measured, held)) <= limit)
+        limited = [is_limited(key) for key in keys(self.config, self.phase)][: measured.shape[0]]
+        return tf.reduce_all((tf.abs(measured) <= limit) | tf.logical_not(limited))
 
     def _rescale(self, name: str, finite: tf.Tensor, ok: tf.Tensor) -> tf.Tensor:
         """Moves a network's loss scale; returns whether all is well: what is not finite may be so by the scale."""
@@ -369,9 +393,9 @@ def _scale(network: str) -> str:
     return f"loss_scale/{network}"
 
 
-def _clip(gradients: list[tf.Tensor], norm: tf.Tensor, limit: float) -> list[tf.Tensor]:
-    """Gradients scaled so that their global norm is at most `limit`; 0 is no limit."""
-    return [gradient * (limit / tf.maximum(norm, limit)) for gradient in gradients] if limit else gradients
+def _clip_factor(norm: tf.Tensor, limit: float) -> tf.Tensor:
+    """What gradients are multiplied by, so that their global norm is at most `limit`; 0 is no limit."""
+    return limit / tf.maximum(norm, limit) if limit else tf.ones_like(norm)
 
 
 def _refuse_compiled_batch_norm(state: TrainState, runtime: Runtime) -> None:
