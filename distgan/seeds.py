@@ -78,7 +78,8 @@ def classes(drawn: Any, weights: np.ndarray) -> Any:
     import tensorflow as tf
 
     upper = (np.cumsum(weights) / weights.sum()).astype(np.float32)
-    return tf.searchsorted(tf.constant(upper), drawn, side="right")
+    # In 64 bits first: a GPU leaves the shape of numbers of 32 to the host.
+    return tf.cast(tf.searchsorted(tf.constant(upper), drawn, side="right", out_type=tf.int64), tf.int32)
 
 
 def _draw(op: str, key: Any, first: Any, count: int, shape: tuple[int, ...]) -> Any:

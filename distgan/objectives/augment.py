@@ -140,8 +140,9 @@ def _translation(images: Any, draws: Draws) -> Any:
     for axis in (1, 2):
         size = images.shape[axis]
         reach = int(size * 0.125 + 0.5)
-        shift = tf.cast(tf.floor(drawn[:, axis - 1] * (2 * reach + 1)), tf.int32) - reach
-        source = tf.range(size) + shift  # [N, size]
+        # In 64 bits: a GPU leaves numbers of 32 to the host.
+        shift = tf.cast(tf.floor(drawn[:, axis - 1] * (2 * reach + 1)), tf.int64) - reach
+        source = tf.range(size, dtype=tf.int64) + shift  # [N, size]
         inside = _along(axis, (source >= 0) & (source < size))
         moved = tf.gather(images, tf.clip_by_value(source, 0, size - 1), axis=axis, batch_dims=1)
         images = tf.where(inside, moved, 0)

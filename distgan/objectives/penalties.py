@@ -75,8 +75,9 @@ def mirror_and_shift(images: tf.Tensor, share: float, draws: Draws) -> tf.Tensor
     images = tf.where(mirrored, images[:, :, ::-1], images)
     for axis, side in ((1, height), (2, width)):
         most = int(share * side)
-        shift = tf.cast(draws.uniform(f"shift{axis}") * (2 * most + 1), tf.int32) - most
-        places = tf.abs(tf.range(side)[None] + shift[:, None])  # [N, side]
+        # In 64 bits: a GPU leaves numbers of 32 to the host.
+        shift = tf.cast(draws.uniform(f"shift{axis}") * (2 * most + 1), tf.int64) - most
+        places = tf.abs(tf.range(side, dtype=tf.int64)[None] + shift[:, None])  # [N, side]
         places = (side - 1) - tf.abs((side - 1) - places)
         images = tf.gather(images, places, axis=axis, batch_dims=1)
     return images
@@ -118,7 +119,7 @@ def top_k_weights(logits: tf.Tensor, everywhere: tf.Tensor, k: tf.Tensor) -> tf.
     >>> top_k_weights(tf.constant([1.0, 4.0]), tf.constant([1.0, 4.0, 3.0, 2.0]), tf.constant(2.0)).numpy().tolist()
     [0.0, 2.0]
     """
-    places = tf.cast(tf.round(k), tf.int32)
+    places = tf.cast(tf.round(k), tf.int64)
     smallest = tf.gather(tf.sort(everywhere, direction="DESCENDING"), places - 1)
     chosen = tf.cast(everywhere >= smallest, logits.dtype)
     mine = tf.cast(tf.stop_gradient(logits) >= smallest, logits.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -231,10 +232,11 @@ def _matrices(*entries: tf.Tensor) -> tf.Tensor:
 
 
 def _neighbours(place: tf.Tensor, period: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Indices int32 of the samples before and after a place, and how far it is from the first to the second."""
+    """Indices int64 of the samples before and after a place, and how far it is from the first to the second."""
     before = tf.floor(place)
-    first = tf.math.floormod(tf.cast(before, tf.int32), period)
-    return first, tf.where(first == period - 1, 0, first + 1), place - before
+    # A GPU leaves arithmetic on 32-bit integers to the host.
+    first = tf.math.floormod(tf.cast(before, tf.int64), period)
+    return first, tf.math.floormod(first + 1, period), place - before
 
 
 def _along_both(x: tf.Tensor, down: np.ndarray, across: np.ndarray) -> tf.Tensor:
@@ -242,7 +244,20 @@ def _along_both(x: tf.Tensor, down: np.ndarray, across: np.ndarray) -> tf.Tensor
     _, channels, height, width = x.shape
     # One large product for the rows of all images, as the constant is shared.
     x = tf.matmul(tf.reshape(x, [-1, width]), tf.constant(across.T, x.dtype))
-    return tf.matmul(tf.constant(down, x.dtype), tf.reshape(x, [-1, channels, height, len(across)]))
+    return _down(tf.reshape(x, [-1, channels, height, len(across)]), down)
+
+
+def _down(x: tf.Tensor, matrix: np.ndarray) -> tf.Tensor:
+    """Images [N, C, H, W] times a matrix [H', H] down: [N, C, H', W].
+
+    TensorFlow's gradient of a product whose number of images it does not know asks the host for its shape; this one does not.
+    """
+
+    @tf.custom_gradient
+    def product(x: tf.Tensor) -> Any:
+        return tf.matmul(tf.constant(matrix, x.dtype), x), lambda upstream: _down(upstream, matrix.T)
+
+    return product(x)
 
 
 @functools.cache

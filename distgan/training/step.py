@@ -269,6 +269,7 @@ class PhaseStep:
     def _accumulate(self, batch: Any) -> Outcome:
         """The sum over the share's micro-batches, one after the other so that only one is in memory."""
         steps = batch.images.shape[0]
+        labels = tf.cast(batch.labels, tf.int64)  # A GPU leaves slices of 32-bit integers to the host.
         total: Any = None
         for fakes in range(self.phase.fake_batches):
             for index in range(steps):
@@ -278,7 +279,7 @@ class PhaseStep:
                     first = batch.first[index]
                     place = tf.math.floormod(first, self.config.train.global_batch)
                     draws = self._draw(first, images.shape[0], fakes)
-                    outcome = self.gradients(images, batch.labels[index], place, draws)
+                    outcome = self.gradients(images, tf.cast(labels[index], tf.int32), place, draws)
                 total = outcome if total is None else tf.nest.map_structure(tf.add, total, outcome)
         gradients, measured, statistics = total
         passes = steps * self.phase.fake_batches
