@@ -7,6 +7,7 @@ functions run once per replica, inside a compiled function.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,21 @@ from distgan.runtime.topology import Topology
 
 Step = Callable[[Any], tuple[tf.Tensor, tf.Tensor]]
 """One training step of one replica: its batches -> (whether it was finite, evidence), both equal on all replicas."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Several steps a call, compiled: see `Runtime.compile`."""
+
+    function: Any
+    """A tf.function of the iterator and the number of steps, an int64 scalar."""
+
+    def __call__(self, iterator: Any, count: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return self.function(iterator, tf.constant(count, tf.int64))
+
+    def trace(self, iterator: Any) -> Any:
+        """The ConcreteFunction of a call with this iterator; nothing is run, no batch is taken."""
+        return self.function.get_concrete_function(iterator, tf.constant(0, tf.int64))
 
 
 class Runtime:
@@ -82,9 +98,7 @@ class Runtime:
 
         tf.cond(ok, update, lambda: None)
 
-    def compile(
-        self, step: Step, batches_per_step: int, evidence_size: int
-    ) -> Callable[[Any, int], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    def compile(self, step: Step, batches_per_step: int, evidence_size: int) -> Steps:
         """Several steps a call.
 
         Args:
@@ -125,7 +139,7 @@ class Runtime:
                 done += 1
             return ok, evidence, waited
 
-        return lambda iterator, count: steps(iterator, tf.constant(count, tf.int64))
+        return Steps(steps)
 
     def each(self, function: Callable[[tf.Tensor], tf.Tensor]) -> list[tf.Tensor]:
         """Runs a function of the replica's number (int64 scalar) on every replica; the results of the local ones, in order."""
