@@ -16,7 +16,7 @@ are not in it: `--what=allreduce` projects them.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -118,6 +118,10 @@ def figures_of(traced: Sequence[tuple[float, Any]], replicas: int = 1) -> dict[s
         ]
         for name, way in (("to_host", graph_ops.host_transfers), ("to_device", graph_ops.device_transfers))
     }
+    collectives: dict[tuple[str, int | None], float] = defaultdict(float)
+    for share, ops in walked:
+        for op, size in graph_ops.collectives(ops):
+            collectives[op.type, size] += share * op.times
     python = [(times, op) for times, op in weighted if graph_ops.py_functions([op])]
     return {
         "ops": _counted(weighted, op_costs.kind),
@@ -128,9 +132,7 @@ def figures_of(traced: Sequence[tuple[float, Any]], replicas: int = 1) -> dict[s
             "fused_kernels": _rounded(sum(times for times, _ in fused)),
         },
         "collectives": [
-            {"op": op.type, "name": op.node.name, "times": _rounded(share * op.times), "bytes": size}
-            for share, ops in walked
-            for op, size in graph_ops.collectives(ops)
+            {"op": op_type, "bytes": size, "times": _rounded(times)} for (op_type, size), times in collectives.items()
         ],
         "host_transfers": _rounded(sum(times for times, _ in transfers["to_host"])),
         "device_transfers": _rounded(sum(times for times, _ in transfers["to_device"])),
