@@ -1,11 +1,13 @@
 """`distgan benchmark` runs and prints what it measured; what the figures are is not for a test on a busy machine."""
 
 import json
+import re
+import sys
 import time
 
 import psutil
 import pytest
-from conftest import distgan, finish, start
+from conftest import distgan, finish, launch, start
 
 SMALL = ("--preset=cifar10-dcgan", "--model.width=4", "--train.global_batch=16")
 
@@ -54,3 +56,54 @@ def test_tracking_leaves_no_process():
     process.terminate()
     finish(process, 130)
     assert psutil.wait_procs(children, timeout=60)[1] == []
+
+
+GRAPH = ("benchmark", *SMALL, "--what=graph")
+
+
+@pytest.fixture(scope="module")
+def graph_alone():
+    return json.loads(distgan(*GRAPH)[0])
+
+
+def test_graph(graph_alone):
+    projection = graph_alone["projection"]
+    assert "projection" in projection["note"]
+    assert projection["step_seconds"] == {
+        "launch_bound": pytest.approx(graph_alone["kernels"] * 5e-6, abs=1e-9),
+        "memory_bound": pytest.approx(graph_alone["bytes"] / 2039e9, abs=1e-9),
+        "compute_bound": pytest.approx(graph_alone["flops"] / 19.5e12, abs=1e-9),
+    }
+    assert projection["bound_by"] == "launch_bound"
+    assert graph_alone["arithmetic_intensity"] == round(graph_alone["flops"] / graph_alone["bytes"], 3)
+    assert graph_alone["collectives"] == []
+    assert not graph_alone["without_formula"]
+    assert not graph_alone["of_unknown_shape"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "flags"),
+    [(None, ("--strategy=mirrored", "--runtime.logical_cpus=2")), ("horovod", ()), ("multiworker", ())],
+    ids=("mirrored", "horovod", "multiworker"),
+)
+def test_graph_of_two_replicas(graph_alone, launcher, flags):
+    """Each works on half of the images, and hands over its gradients, what it measured, and the batch norms' moments."""
+    command = [sys.executable, "-m", "distgan", *GRAPH, *flags, "--launch_us=1000"]
+    out = "".join(finish(process)[0] for process in launch(launcher, 2, command))
+    result = json.loads(re.sub(r"^\[\d\]<stdout>:", "", out, flags=re.MULTILINE))
+    assert result["replicas"] == 2
+    for kind in ("convolution", "matmul"):
+        assert result["flops_by_kind"][kind] == graph_alone["flops_by_kind"][kind] / 2
+    parameters = sum(int(count.replace(",", "")) for count in re.findall(r": ([\d,]+) parameters", dry_run()))
+    sizes = {each["bytes"]: each["times"] for each in result["collectives"]}
+    assert max(sizes) == 4 * (parameters + 8)  # Eight numbers are measured of a step.
+    assert sizes[max(sizes)] == 1
+    assert sum(sizes.values()) == 1 + 2 * 3  # Three batch norms, forward and backward.
+    launches = result["kernels"] + sum(sizes.values())
+    assert result["projection"]["step_seconds"]["launch_bound"] == pytest.approx(launches * 1e-3)
+
+
+def dry_run():
+    made_up = ("--data.source=synthetic", "--data.resolution=32")
+    out, err = distgan("train", *SMALL, *made_up, "--dry_run")
+    return out + err

@@ -39,7 +39,7 @@ class Options(Config):
         "rate beside a hand-written loop; process start to first step; peak memory; rate with and without the "
         "gradients' reduction; reductions by size, with a projection to more replicas; reading and decoding images; a "
         "step's cost by part; metrics beside the usual ways; what saves cost, and how fast they are; what W&B costs, "
-        "offline and with a server that hangs",
+        "offline and with a server that hangs; what a step would launch, send, compute and move on a GPU",
         choices=(
             "step",
             "startup",
@@ -51,12 +51,16 @@ class Options(Config):
             "metrics",
             "checkpoint",
             "tracking",
+            "graph",
         ),
     )
     blocks: int = option(10, "alternating blocks of each loop (step, reduction, checkpoint, tracking)", minimum=1)
     block_seconds: float = option(3.0, "about how long a block takes (step, reduction, tracking)", above=0)
     metrics_count: int = option(50_000, "reals and fakes each (metrics)", minimum=10)
     metrics_size: int = option(2048, "features of an image (metrics)", minimum=1)
+    gpu_tflops: float = option(19.5, "10^12 float32 FLOPs per second of the GPU: NVIDIA's A100 (graph)", above=0)
+    gpu_gbytes_per_s: float = option(2039.0, "10^9 bytes per second of its memory: A100 with 80 GB (graph)", above=0)
+    launch_us: float = option(5.0, "microseconds from one kernel's launch to the next one's (graph)", above=0)
     verbosity: int = option(0, "1 shows TensorFlow's own log", minimum=0, maximum=1)
 
 
@@ -80,7 +84,7 @@ def run(options: Options) -> int:
         from distgan.commands import loading
 
         result = loading.loading(asked, options.blocks, options.block_seconds)
-    elif options.what in ("reduction", "allreduce", "parts"):
+    elif options.what in ("reduction", "allreduce", "parts", "graph"):
         return _among_workers(options, config)
     else:
         devices.silence(options.verbosity)
@@ -101,9 +105,12 @@ def _among_workers(options: Options, config: Config) -> int:
         train = config.train
         topology.split_batch(train.global_batch, runtime.topology.num_replicas, train.accumulation_steps)
         line.at("measuring", 0, patient=True)
-        from distgan.commands import parts, scaling
+        from distgan.commands import graph, parts, scaling
 
-        if options.what == "parts":
+        if options.what == "graph":
+            figures = options.gpu_tflops, options.gpu_gbytes_per_s, options.launch_us
+            result = graph.graph(config, images, runtime, *figures)
+        elif options.what == "parts":
             result = parts.parts(config, images, runtime, options.blocks, options.block_seconds)
         elif options.what == "reduction":
             result = scaling.reduction(config, images, runtime, options.blocks, options.block_seconds)

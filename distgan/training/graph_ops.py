@@ -22,13 +22,13 @@ from tensorflow.core.framework import kernel_def_pb2
 from tensorflow.python.framework import kernels
 
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
-_LOOPS = {"While", "StatelessWhile"}
+LOOPS = {"While", "StatelessWhile"}
 _BRANCHES = {"If", "StatelessIf", "Case", "StatelessCase"}
 _NAMES_ALONE = {"Identity", "IdentityN", "StopGradient", "PreventGradient"}
 _STATIC = {"Shape", "ShapeN", "Size", "Rank"}
 # On a GPU machine too, the host decides where these go on.
-_CONTROL = _LOOPS | _BRANCHES | {"Condition"}
-_ITERATORS = ("Iterator", "MultiDeviceIterator", "Optional")
+CONTROL = LOOPS | _BRANCHES | {"Condition"}
+ITERATORS = ("Iterator", "MultiDeviceIterator", "Optional")
 _PYTHON = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}
 # By the start of their types; NCCL's are among them, of TensorFlow and of Horovod.
 _COLLECTIVES = ("CollectiveReduce", "CollectiveGather", "CollectiveBcast", "CollectiveAllToAll", "Nccl", "Horovod")
@@ -37,7 +37,7 @@ _WAITING = {"Where", "DynamicPartition", "Unique", "UniqueV2", "UniqueWithCounts
 # In host memory whatever the device, where they pass from turn to turn of a loop.
 _HOST_DTYPES = {tf.int32, tf.string}
 _ANY_KERNEL = kernel_def_pb2.KernelDef()
-_HANDLES = {tf.resource, tf.variant}
+HANDLES = {tf.resource, tf.variant}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ def walk(function: Any) -> list[Op]:
     Calls, loops and branches are entered: of two branches the one with more operations, of an inner loop one turn.
     """
     walker, graph = _Walker(), function.graph
-    looped = any(node.type in _LOOPS for node in graph.get_operations())
+    looped = any(node.type in LOOPS for node in graph.get_operations())
     arguments = [Value(None, index, tensor) for index, tensor in enumerate(graph.inputs)]
     return walker.needed(walker.enter(graph, arguments, "", 0 if looped else 1, False))
 
@@ -125,7 +125,7 @@ class _Walker:
         return [values[tensor.name] for tensor in graph.outputs]
 
     def _results(self, op: Op) -> Sequence[Value]:
-        if op.type in _LOOPS:
+        if op.type in LOOPS:
             return self._loop(op)
         if op.type in _BRANCHES:
             return self._branch(op)
@@ -142,7 +142,7 @@ class _Walker:
         times = op.times or int(not op.function)
         self.ops.append(op)
         variables = [
-            value if after is before or value.tensor.dtype in _HANDLES else Value(op, index, value.tensor)
+            value if after is before or value.tensor.dtype in HANDLES else Value(op, index, value.tensor)
             for index, (value, before, after) in enumerate(zip(op.inputs, body.inputs, body.outputs, strict=True))
         ]
         goes_on = self.enter(condition, variables, _inside(op), times, op.compiled)
@@ -181,7 +181,7 @@ class _Walker:
 
     def needed(self, results: Sequence[Value]) -> list[Op]:
         """The operations that something depends on: a result, a loop, or what they change."""
-        waiting = [op for op in self.ops if op.type in _CONTROL or _has_effects(op)]
+        waiting = [op for op in self.ops if op.type in CONTROL or _has_effects(op)]
         waiting += [value.producer for value in (*results, *self.needed_values) if value.producer]
         needed: set[Op] = set()
         while waiting:
@@ -251,7 +251,7 @@ def _bytes_handed_over(op: Op) -> int | None:
 
 def host_ops(ops: Sequence[Op]) -> list[Op]:
     """Those that have no kernel for a GPU, so that they run on the host, but for what an iterator, loop or branch needs."""
-    return [op for op in ops if not (op.type.startswith(_ITERATORS) or op.type in _CONTROL) and _kernel(op) is None]
+    return [op for op in ops if not (op.type.startswith(ITERATORS) or op.type in CONTROL) and _kernel(op) is None]
 
 
 def host_transfers(ops: Sequence[Op]) -> list[tuple[Value, Op]]:
@@ -271,7 +271,7 @@ def device_transfers(ops: Sequence[Op]) -> list[tuple[Value, Op]]:
 def _moved(ops: Sequence[Op], is_moved: Callable[[Op, Value, bool], bool]) -> list[tuple[Value, Op]]:
     first: dict[Any, tuple[Value, Op]] = {}
     for op in ops:
-        for value, to_host in zip(op.inputs, _takes_from_host(op), strict=True):
+        for value, to_host in zip(op.inputs, takes_from_host(op), strict=True):
             if is_moved(op, value, to_host):
                 first.setdefault((value.producer, value.index), (value, op))
     return list(first.values())
@@ -279,7 +279,7 @@ def _moved(ops: Sequence[Op], is_moved: Callable[[Op, Value, bool], bool]) -> li
 
 def runs_on_device(op: Op) -> bool:
     """Whether a GPU has something to do for it: its kernel is for a GPU, and not all that it takes and gives is the host's."""
-    if op.type in _CONTROL or _kernel(op) is None:
+    if op.type in CONTROL or _kernel(op) is None:
         return False
     given = [_lies_on(value) for value in op.outputs]
     return "device" in given or not given
@@ -288,9 +288,9 @@ def runs_on_device(op: Op) -> bool:
 def _lies_on(value: Value) -> str:
     """`device`, `host`, or `` of a constant or handle, which both have."""
     op, dtype = value.producer, value.tensor.dtype
-    if value.is_constant or dtype in _HANDLES:
+    if value.is_constant or dtype in HANDLES:
         return ""
-    if op is None or op.type in _LOOPS:
+    if op is None or op.type in LOOPS:
         return "host" if dtype in _HOST_DTYPES else "device"
     kernel = _kernel(op)
     if kernel is None:
@@ -299,10 +299,10 @@ def _lies_on(value: Value) -> str:
     return "host" if name in kernel.host_memory_arg else "device"
 
 
-def _takes_from_host(op: Op) -> list[bool]:
+def takes_from_host(op: Op) -> list[bool]:
     """For each input, whether it is taken from host memory."""
-    if op.type in _CONTROL:
-        return [op.type not in _LOOPS] * len(op.inputs)
+    if op.type in CONTROL:
+        return [op.type not in LOOPS] * len(op.inputs)
     kernel = _kernel(op)
     if kernel is None:
         return [True] * len(op.inputs)
