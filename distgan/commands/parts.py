@@ -38,6 +38,10 @@ class _Partial:
         if self.updates:
             self.runtime.apply(*arguments)
 
+    def move(self, *arguments: Any) -> None:
+        if self.updates:
+            self.runtime.move(*arguments)
+
     def assign(self, *arguments: Any) -> None:
         if self.updates:
             self.runtime.assign(*arguments)

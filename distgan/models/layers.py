@@ -94,10 +94,10 @@ class BatchNorm(keras.layers.Layer):
         shift = tf.stop_gradient(self.moving_mean.value)
         count = tf.cast(tf.size(x) / x.shape[-1], x.dtype)
         deviation = mean - shift
-        local = tf.stack([deviation, variance + deviation**2, tf.ones_like(mean)]) * count
+        local = tf.stack([deviation, variance + tf.square(deviation), tf.ones_like(mean)]) * count
         total = context.sum_over_replicas(local, self.path)
         deviation, square, _ = tf.unstack(total / total[2])
-        return shift + deviation, tf.maximum(square - deviation**2, 0)
+        return shift + deviation, tf.maximum(square - tf.square(deviation), 0)
 
 
 class ConditionalBatchNorm(BatchNorm):

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distgan.runtime.base import Runtime, Step, prepare, update
+from distgan.runtime.base import Runtime, Step, move, prepare, update
 from distgan.runtime.control import Control
 from distgan.runtime.hub import Limits
 from distgan.runtime.topology import Topology
@@ -136,6 +136,13 @@ class DistributedRuntime(Runtime):
                 strategy.extended.update(variable, lambda copy, value: copy.assign(value), args=(value,), group=False)
 
         tf.distribute.get_replica_context().merge_call(on_all, args=(list(values),))
+
+    def move(self, variables: Sequence[tf.Variable], targets: Sequence[tf.Tensor], share: tf.Tensor) -> None:
+        def on_all(strategy: tf.distribute.Strategy, targets: Any, share: Any) -> None:
+            for variable, target in zip(variables, targets, strict=True):
+                strategy.extended.update(variable, move, args=(target, share), group=False)
+
+        tf.distribute.get_replica_context().merge_call(on_all, args=(list(targets), share))
 
     def apply(
         self,

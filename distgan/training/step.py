@@ -77,13 +77,12 @@ def build_step(config: Config, state: TrainState, runtime: Runtime, passes: Sequ
         images_seen = state.images_seen + images_per_step
         share = tf.where(ok, ema.amount(config, images_seen, images_per_step), 0)
         averages = [variable.value for variable in state.generator_ema.variables]
-        current = [variable.value for variable in state.generator.variables]
-        moved = [a + (w - a) * tf.cast(share, a.dtype) for a, w in zip(averages, current, strict=True)]
+        current = [variable.value.read_value() for variable in state.generator.variables]
+        runtime.move(averages, current, share)
         gate = tf.cast(ok, tf.int64)
         runtime.assign(
-            [*averages, state.step, state.images_seen, state.report_totals, state.report_counts],
+            [state.step, state.images_seen, state.report_totals, state.report_counts],
             [
-                *moved,
                 state.step + gate,
                 state.images_seen + gate * images_per_step,
                 state.report_totals + tf.where(ok & (counts > 0), measured, 0),
@@ -283,7 +282,9 @@ class PhaseStep:
                 total = outcome if total is None else tf.nest.map_structure(tf.add, total, outcome)
         gradients, measured, statistics = total
         passes = steps * self.phase.fake_batches
-        return Outcome(gradients, measured, {path: value / passes for path, value in statistics.items()})
+        return Outcome(
+            gradients, measured, {path: value / passes if passes > 1 else value for path, value in statistics.items()}
+        )
 
     def _find_draws(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Name -> kind and per-image shape of every draw of the phase, as a trace of it asks for them."""
@@ -383,7 +384,8 @@ class PhaseStep:
             observed.setdefault(update.variable.path, []).append(update)
         following = {}
         for path, those in observed.items():
-            mean, momentum = tf.add_n([each.value for each in those]) / len(those), those[0].momentum
+            values, momentum = [each.value for each in those], those[0].momentum
+            mean = tf.add_n(values) / len(values) if len(values) > 1 else values[0]
             old = self.statistics[path]
             following[path] = old + (mean - old) * (1 - momentum) if momentum else mean
         return following
