@@ -208,6 +208,8 @@ def log_topology(config: Config, found: topology.Topology) -> None:
     log.info("strategy %s (%s)", found.strategy, found.reason)
     if names := devices.gpu_names():
         log.info("GPUs: %s", ", ".join(names))
+    if unused := devices.unused_gpus():
+        log.warning(unused)
     train = config.train
     log.info(topology.describe_batch(train.global_batch, found.num_replicas, train.accumulation_steps))
 
