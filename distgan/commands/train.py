@@ -112,7 +112,10 @@ class _Part:
                     from distgan.training.worker import Worker
 
                     self.worker = Worker(config, images, runtime, self.stop)
-                self.worker.train(group, runtime)
+                from distgan.training.device_errors import explained
+
+                with explained(self.worker.run, self.stop):
+                    self.worker.train(group, runtime)
         runtime.close()
 
     @contextlib.contextmanager

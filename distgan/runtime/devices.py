@@ -226,6 +226,11 @@ def gpu_figures() -> gpus.Figures:
     return gpus.figures(_gpu_numbers(), _cuda_visible_devices())
 
 
+def gpu_memory_bytes() -> int | None:
+    """The memory of the smallest of this worker's GPUs; None where it has none, or NVIDIA's library does not tell."""
+    return gpus.memory_bytes(_gpu_numbers(), _cuda_visible_devices())
+
+
 def memory() -> dict[str, float]:
     """Peak memory so far in GiB: of this process, and of the fullest of its GPUs where it has one."""
     import resource

@@ -49,6 +49,13 @@ def uuids(numbers: Sequence[int], names: str | None) -> list[str]:
     return gpus if len(gpus) == len(numbers) else []
 
 
+def memory_bytes(numbers: Sequence[int], names: str | None) -> int | None:
+    """The memory of the smallest of some GPUs; None where NVIDIA's library does not tell. Arguments as in `uuids`."""
+    library = _library()
+    totals = [_query(library, library.nvmlDeviceGetMemoryInfo, handle) for handle, _ in _handles(numbers, names)]
+    return min((info.total for info in totals if info), default=None)
+
+
 def figures(numbers: Sequence[int], names: str | None) -> Figures:
     """What GPUs do at this moment, for `host_row`; what one of them does not tell is left out. Arguments as in `uuids`."""
     library = _library()
