@@ -9,7 +9,7 @@ from conftest import SMALL
 from distgan import schema
 from distgan.config import Config
 from distgan.errors import UserError
-from distgan.runtime import devices, gpus, topology
+from distgan.runtime import devices, distribute, gpus, topology
 from distgan.runtime.topology import Workers
 from distgan.training.report import nodes
 
@@ -237,6 +237,16 @@ def test_figures(nvml, host):
     assert gpus.host_row([gpus.figures([0, 1], "MIG-x,0")]) == {"gpu_utilization": 80, "gpu_memory_gb": 2}
     host(0)
     assert devices.gpu_figures() == {}
+
+
+@pytest.mark.parametrize(("num_gpus", "expected"), [(2, "NCCL"), (0, "AUTO")])
+def test_workers_sum_by_nccl_where_they_have_gpus(monkeypatch, num_gpus, expected):
+    made = {}
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda **options: made.update(options))
+    place = topology.Topology("multiworker", "", 2 * max(num_gpus, 1), 0, 2, addresses=("a:1", "b:1"))
+    distribute._strategy(place, num_gpus)
+    assert made["communication_options"].implementation.value == expected
+    assert made["cluster_resolver"].num_accelerators() == {"GPU": num_gpus}
 
 
 def test_batches_are_fetched_to_the_device(host, monkeypatch):
