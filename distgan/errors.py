@@ -40,6 +40,10 @@ class Ended(Exit):
         self.spoken = spoken
 
 
+class Broken(Exit):
+    """A device or a sum over devices failed: a broken machine, or the echo of another worker's end."""
+
+
 class Desynced(Exit):
     """The replicas' states are no longer the same: a bug, or a broken machine."""
 

@@ -1,6 +1,7 @@
 """Breaks `distgan` where and when it is planned, without a hook in it: `faults.py KIND:PLACE:N[@RANK],... train --flags`.
 
-KIND is what happens, in the process itself: `kill` (SIGKILL), `term` (SIGTERM), `terms` (it until the end), `slow` (2 s pass).
+KIND is what happens, in the process itself: `kill` (SIGKILL), `term` (SIGTERM), `terms` (it until the end), `slow` (2 s pass),
+`oom` and `nccl` (an error as a GPU's).
 It happens the N-th time that the process comes to PLACE, one of PLACES; with @RANK on that worker only.
 Below are also faults that come from outside: a disk that is full, files that are damaged, processes that are watched.
 """
@@ -40,6 +41,17 @@ def here(kind):
             threading.Thread(target=terminate, daemon=True).start()
         case "slow":
             time.sleep(2)
+        case "oom":
+            import tensorflow as tf
+
+            tf.zeros([2**50])  # Raises it.
+        case "nccl":
+            from tensorflow import errors
+
+            text = (
+                "Graph execution error:\n\nunhandled cuda error (NCCL_DEBUG=INFO)\n\t [[{{node CollectiveReduceV2}}]]"
+            )
+            raise errors.InternalError(None, None, text)
         case _:
             raise ValueError(kind)
 

@@ -36,6 +36,22 @@ def test_scale():
     assert rescaled(2.0**24, 1999.0, True) == (2**24, 0, True)
 
 
+def test_channels_that_tensor_cores_take_slowly():
+    def weight(path, *shape):
+        return mock.Mock(path=path, shape=shape)
+
+    even = [weight("generator/dense/kernel", 128, 1024), weight("discriminator/conv/kernel", 5, 5, 3, 64)]
+    even += [weight("discriminator/logit/kernel", 2048, 1), weight("generator/norm/gamma", 12)]
+    assert precision.channel_hint("mixed_float16", even) == ""
+    uneven = [*even, weight("generator/first/kernel", 100, 4096), weight("generator/up/kernel", 5, 5, 12, 36)]
+    hint = precision.channel_hint("mixed_bfloat16", uneven)
+    assert hint.startswith(
+        "--precision=mixed_bfloat16: channels that are no multiple of 8 keep GPUs from their full speed: "
+    )
+    assert "generator/first (100), generator/up (12 and 36);" in hint
+    assert precision.channel_hint("float32", uneven) == ""
+
+
 def poisoned(original, updates):
     """Sums over replicas in which the discriminator's gradients overflow in the first so many updates."""
     left = tf.Variable(updates)

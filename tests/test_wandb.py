@@ -19,9 +19,7 @@ from wandb_server import KEY, Server
 
 from distgan import config as configs
 from distgan import presets, schema
-from distgan.runtime import gpus
 from distgan.tracking.alerts import Watch
-from distgan.training.report import nodes
 
 SMALL = ["--model.width=4", "--train.global_batch=16", "--deterministic", "--runtime.cpu_threads=1"]
 SHORT = ["--train.total_kimg=3.2", "--train.report_kimg=0.16", "--train.sample_kimg=1.6", "--checkpoint.every_kimg=1.6"]
@@ -193,13 +191,16 @@ def test_key_is_nowhere(faulty):
 
 
 def fake_nvml(folder):
-    """A module `pynvml` of a host with two GPUs."""
+    """A module `pynvml` of a host with two GPUs, which this run computes on so far as it can tell."""
     (folder / "pynvml.py").write_text(
         "from types import SimpleNamespace as S\n"
         "class NVMLError(Exception): pass\n"
-        "def nvmlInit(): pass\n"
+        "def nvmlInit():\n"
+        "    from distgan.runtime import devices\n"
+        "    devices._gpu_numbers = lambda: [0, 1]\n"
         "def nvmlDeviceGetCount(): return 2\n"
         "def nvmlDeviceGetHandleByIndex(index): return index\n"
+        "def nvmlDeviceGetUUID(gpu): return f'GPU-{gpu}'\n"
         "def nvmlDeviceGetUtilizationRates(gpu): return S(gpu=80 + 10 * gpu)\n"
         "def nvmlDeviceGetMemoryInfo(gpu): return S(used=(gpu + 1) * 2**30)\n"
         "def nvmlDeviceGetPowerUsage(gpu): return 100000\n"
@@ -365,19 +366,6 @@ def test_dashboard():
 def test_key_file_that_is_not_there(tmp_path, refused):
     line = refused("train", f"--run_dir={tmp_path}", *SMALL[:2], "--tracking.wandb_key_file=/no/such/key")
     assert "--tracking.wandb_key_file=/no/such/key cannot be read: No such file or directory" in line
-
-
-def test_gpus(tmp_path, monkeypatch):
-    fake_nvml(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
-    gpus._library.cache_clear()
-    found = gpus.use()
-    gpus._library.cache_clear()
-    assert found == {"gpu_utilization": 85, "gpu_memory_gb": 2, "gpu_power_watts": 200}
-    # Two workers of a host, where one reads; a host without a GPU; a worker a host.
-    row = nodes([("a", found), ("a", False), ("b", {}), ("c", found)])
-    assert {name.rsplit("/", 1)[0] for name in row} == {"node/0", "node/2"}
 
 
 def test_watch():

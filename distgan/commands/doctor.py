@@ -23,9 +23,10 @@ class Options:
 
     run_dir: str = option("", "a run: lists its checkpoints, verified, and what a restart would do")
     equivalence: bool = option(False, "train on this machine's replicas and on one, and compare gradients and weights")
+    selftest: bool = option(False, "sum over the replicas, train two steps, and print what a report of a problem needs")
     strategy: str = option(
         "auto",
-        "whose replicas to compare",
+        "whose replicas to compare, or to test",
         choices=("auto", "single", "mirrored", "multiworker", "horovod"),
     )
     runtime: RuntimeConfig = section(RuntimeConfig)
@@ -40,6 +41,10 @@ def run(options: Options) -> int:
         return 0
     if options.equivalence:
         return _equivalence(options)
+    if options.selftest:
+        from distgan.commands import selftest
+
+        return selftest.run(options.strategy, options.runtime, options.verbosity)
     for package, version in versions().items():
         print(f"{package}: {version}")
     print(f"machine: {platform.platform()}, {os.cpu_count()} CPUs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from distgan.objectives import LOSSES
 from distgan.runtime.base import Runtime
 from distgan.runtime.control import Control
 from distgan.runtime.topology import Topology
-from distgan.training.state import build_state
+from distgan.training.state import TrainState, build_state
 from distgan.training.step import compile_steps
 
 LIMIT = 1e-8
@@ -81,13 +82,23 @@ def differences(config: Config, runtime: Runtime) -> dict[str, Difference]:
         if runtime.topology.is_primary:
             runtime.control.at("training on one replica", 0, patient=True)
             name = f"{'conditional ' if conditional else ''}{model} {loss}"
-            found[name] = _difference(_train(case, Runtime(Topology("single", "", 1), Control())), many)
+            found[name] = difference(_train(case, Runtime(Topology("single", "", 1), Control())), many)
     return found
 
 
 def _train(config: Config, runtime: Runtime) -> list[dict[str, np.ndarray]]:
     """The state at the start, after one step and after five."""
     runtime.control.at("training", 0, patient=True)
+    state, advance = opened(config, runtime)
+    arrays = [state.arrays()]
+    for steps in (1, _STEPS - 1):
+        advance(steps)
+        arrays.append(state.arrays())
+    return arrays
+
+
+def opened(config: Config, runtime: Runtime) -> tuple[TrainState, Callable[[int], Any]]:
+    """A run's fresh state, equal on all replicas, and the function that trains it for a number of steps."""
     images = config.data.source.options.open(config.data)
     state = build_state(config, Description.of(images), runtime)
     state.share(None, runtime)
@@ -95,14 +106,11 @@ def _train(config: Config, runtime: Runtime) -> list[dict[str, np.ndarray]]:
     place = runtime.topology
     reader = pipeline.Reader(images, config.data, config.seed)
     iterator = runtime.distribute(pipeline.batches(reader, 0, config.train, place.num_replicas, place.local_replicas))
-    arrays = [state.arrays()]
-    for steps in (1, _STEPS - 1):
-        advance(iterator, steps)
-        arrays.append(state.arrays())
-    return arrays
+    return state, lambda steps: advance(iterator, steps)
 
 
-def _difference(one: list[dict[str, np.ndarray]], many: list[dict[str, np.ndarray]]) -> Difference:
+def difference(one: list[dict[str, np.ndarray]], many: list[dict[str, np.ndarray]]) -> Difference:
+    """What differs between two runs, by their states at the start, after one step, and at the end."""
     names = [name for name in one[0] if name.startswith(("generator/", "discriminator/", "generator_ema/"))]
 
     def worst(moment: int) -> tuple[float, str]:

@@ -112,7 +112,14 @@ class _Part:
                     from distgan.training.worker import Worker
 
                     self.worker = Worker(config, images, runtime, self.stop)
-                self.worker.train(group, runtime)
+                from distgan.training import precision
+                from distgan.training.device_errors import explained
+
+                hint = precision.channel_hint(config.precision, self.worker.run.state.trained())
+                if hint and devices.gpu_names() and runtime.topology.is_primary and not group.reason:
+                    log.info(hint)
+                with explained(self.worker.run, self.stop):
+                    self.worker.train(group, runtime)
         runtime.close()
 
     @contextlib.contextmanager
@@ -208,13 +215,15 @@ def log_topology(config: Config, found: topology.Topology) -> None:
     log.info("strategy %s (%s)", found.strategy, found.reason)
     if names := devices.gpu_names():
         log.info("GPUs: %s", ", ".join(names))
+    if unused := devices.unused_gpus():
+        log.warning(unused)
     train = config.train
     log.info(topology.describe_batch(train.global_batch, found.num_replicas, train.accumulation_steps))
 
 
 def describe(config: Config, images: Images, runtime: Any) -> None:
     """Prints what a run would be."""
-    from distgan.training import estimate
+    from distgan.training import estimate, precision
     from distgan.training.state import build_state
 
     state = build_state(config, Description.of(images), runtime)
@@ -228,5 +237,7 @@ def describe(config: Config, images: Images, runtime: Any) -> None:
     print(topology.describe_batch(train.global_batch, runtime.topology.num_replicas, train.accumulation_steps))
     for name, count in state.parameter_counts().items():
         print(f"{name}: {count:,} parameters")
+    if hint := precision.channel_hint(config.precision, state.trained()):
+        print(hint)
     parts = ", ".join(f"{name} {size / 2**20:.1f}" for name, size in memory.items())
     print(f"estimated memory of a replica: {sum(memory.values()) / 2**20:.1f} MiB ({parts})")

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from distgan.errors import Ended, Exit, Regroup, Stopped, UserError
+from distgan.errors import Broken, Ended, Exit, Regroup, Stopped, UserError
 from distgan.runtime.hub import BEAT_SECONDS, LARGEST_MESSAGE, PATIENCE, Hub, Limits, Position, encode
 
 log = logging.getLogger("distgan")
@@ -222,7 +222,7 @@ class Line(Control):
     def _report(self, error: BaseException) -> Ended | Regroup:
         """Tells an error of this worker; returns what all end with."""
         if isinstance(error, Exit):
-            urgency, code, text = 0, error.code, str(error)
+            urgency, code, text = 2 if isinstance(error, Broken) else 0, error.code, str(error)
         else:
             # An error of TensorFlow or Horovod is often the echo of another worker's end.
             urgency = 2 if type(error).__module__.startswith(("tensorflow", "horovod")) else 1
@@ -438,13 +438,18 @@ class Deadline:
 
 def _speak(verdict: Ended) -> None:
     """Writes how it ended to the log file, and to the terminal if this worker speaks for all."""
-    record = log.makeRecord(log.name, logging.ERROR, "", 0, "%s", (verdict,), None)
-    for handler in log.handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(record)
+    write_to_files(str(verdict))
     if verdict.spoken:
         print(f"distgan: {verdict}", file=sys.stderr, flush=True)
     verdict.spoken = False
+
+
+def write_to_files(text: str) -> None:
+    """Writes an error to the log's files, and not to the terminal."""
+    record = log.makeRecord(log.name, logging.ERROR, "", 0, "%s", (text,), None)
+    for handler in log.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def _stacks() -> str:

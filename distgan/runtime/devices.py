@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from distgan.config import Config
 from distgan.errors import UserError
-from distgan.runtime import topology
+from distgan.runtime import gpus, topology
 from distgan.runtime.control import Control, Deadline, Group, Heartbeat, Line, listen
 from distgan.runtime.hub import Limits
 
@@ -91,10 +91,12 @@ def open_runtime(config: Config, workers: topology.Workers | None = None, contro
     import tensorflow as tf
 
     control = control or Control()
-    gpus = tf.config.list_physical_devices("GPU")
-    chosen = topology.choose(config.strategy, len(gpus), config.runtime.logical_cpus, workers)
+    num_gpus = len(tf.config.list_physical_devices("GPU"))
+    chosen = topology.choose(config.strategy, num_gpus, config.runtime.logical_cpus, workers, _cuda_visible_devices())
     with quiet():
-        _set_devices(config, workers)
+        _set_devices(config, workers, only_first=chosen.strategy == "single")
+    if not control.elastic:  # Elastic workers do not all come here at the same time.
+        topology.check_gpus(control.gather((socket.gethostname(), gpus.uuids(_gpu_numbers(), _cuda_visible_devices()))))
     set_precision(config.precision)
     # On the gradient of LeakyReLU after a biased convolution this pass fails half-way, says so on stderr, and gains nothing.
     tf.config.optimizer.set_experimental_options({"remapping": False})
@@ -115,9 +117,15 @@ def open_runtime(config: Config, workers: topology.Workers | None = None, contro
         _check_port(chosen)
         control.gather("ready for TensorFlow's server")
         with Deadline(limits.join_seconds, "TensorFlow's servers of all workers to answer"), quiet():
-            return DistributedRuntime(chosen, control, multi_worker_strategy(chosen, len(gpus), limits))
+            return DistributedRuntime(chosen, control, multi_worker_strategy(chosen, num_gpus, limits))
     with quiet():
-        devices = tf.config.list_logical_devices("GPU" if gpus else "CPU")
+        devices = tf.config.list_logical_devices("GPU" if num_gpus else "CPU")
+    if len(devices) != chosen.num_replicas:
+        raise UserError(
+            f"TensorFlow computes on {len(devices)} of the {num_gpus} GPUs ({', '.join(gpu_names())}), as it leaves out those "
+            "that are much smaller: hide these by CUDA_VISIBLE_DEVICES, or lower TF_MIN_GPU_MULTIPROCESSOR_COUNT"
+        )
+    with quiet():
         strategy = tf.distribute.MirroredStrategy([device.name for device in devices])
     return DistributedRuntime(chosen, control, strategy)
 
@@ -135,20 +143,42 @@ def _check_port(chosen: topology.Topology) -> None:
             ) from None
 
 
-def _set_devices(config: Config, workers: topology.Workers | None) -> None:
-    """Which GPUs this worker sees, and into how many devices the CPU is split; before TensorFlow starts."""
+def _set_devices(config: Config, workers: topology.Workers | None, only_first: bool = False) -> None:
+    """Which GPUs this worker computes on, and into how many devices the CPU is split; before TensorFlow starts.
+
+    Args:
+      config: of the run.
+      workers: a Horovod rank takes one GPU; none, where there are fewer than ranks, which is refused later, on all at once.
+      only_first: whether the first GPU is enough.
+
+    Raises:
+      UserError: TensorFlow has already opened other devices.
+    """
     import tensorflow as tf
 
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if workers and workers.strategy == "horovod" and workers.local_rank < len(gpus):
-        tf.config.set_visible_devices(gpus[workers.local_rank], "GPU")
+    gpus_here = tf.config.list_physical_devices("GPU")
+    chosen = gpus_here[:1] if only_first else gpus_here
+    if gpus_here and workers and workers.strategy == "horovod" and config.strategy in ("auto", "horovod"):
+        try:
+            chosen = [gpus_here[topology.own_gpu(workers, len(gpus_here), _cuda_visible_devices())]]
+        except UserError:
+            chosen = []
+    try:
+        for gpu in gpus_here:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        if gpus_here:
+            tf.config.set_visible_devices(chosen, "GPU")
+    except RuntimeError as error:
+        raise UserError(f"TensorFlow has already opened this host's GPUs in another way ({error})") from None
     _split_cpu(tf, config.runtime.logical_cpus)
     threads = config.runtime.cpu_threads
     if threads and tf.config.threading.get_intra_op_parallelism_threads() != threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def _cuda_visible_devices() -> str | None:
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def set_precision(precision: str) -> None:
@@ -160,24 +190,60 @@ def set_precision(precision: str) -> None:
 
 
 def gpu_names() -> list[str]:
-    """The GPUs that TensorFlow sees, by their product names."""
+    """The GPUs that this worker computes on, by their product names."""
     import tensorflow as tf
 
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.get_visible_devices("GPU")]
     return [detail.get("device_name", "unknown GPU") for detail in details]
 
 
+def unused_gpus() -> str:
+    """Why the GPUs of this host are not computed on, where it has NVIDIA's and TensorFlow sees none; else empty."""
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU") or not gpus.count():
+        return ""
+    visible = _cuda_visible_devices()
+    if visible is not None and not gpus.visible(visible):
+        return (
+            f"CUDA_VISIBLE_DEVICES={visible} hides the {gpus.count()} NVIDIA GPUs of this host: it computes on the CPU"
+        )
+    return (
+        f"TensorFlow sees none of the {gpus.count()} NVIDIA GPUs of this host, and computes on the CPU: install CUDA's libraries "
+        "by pip install 'distgan[gpu]'; --verbosity=1 shows what it lacks"
+    )
+
+
+def _gpu_numbers() -> list[int]:
+    """The numbers of this worker's GPUs among those that CUDA shows the process."""
+    import tensorflow as tf
+
+    return [int(gpu.name.rpartition(":")[2]) for gpu in tf.config.get_visible_devices("GPU")]
+
+
+def gpu_figures() -> gpus.Figures:
+    """What this worker's GPUs do at this moment."""
+    return gpus.figures(_gpu_numbers(), _cuda_visible_devices())
+
+
+def gpu_memory_bytes() -> int | None:
+    """The memory of the smallest of this worker's GPUs; None where it has none, or NVIDIA's library does not tell."""
+    return gpus.memory_bytes(_gpu_numbers(), _cuda_visible_devices())
+
+
 def memory() -> dict[str, float]:
-    """Peak memory so far in GiB: of this process, and of the fullest GPU where there is one."""
+    """Peak memory so far in GiB: of this process, and of the fullest of its GPUs where it has one."""
     import resource
 
     import tensorflow as tf
 
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes, Linux in KiB.
     peaks = {"host_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
-    gpus = [tf.config.experimental.get_memory_info(gpu.name[-5:]) for gpu in tf.config.list_logical_devices("GPU")]
-    if gpus:
-        peaks["device_peak_gb"] = max(info["peak"] for info in gpus) / 2**30
+    # GPU:0 of /device:GPU:0; among several workers' it is this one's all the same.
+    names = {gpu.name.rpartition("device:")[2] for gpu in tf.config.list_logical_devices("GPU")}
+    if names:
+        used = [tf.config.experimental.get_memory_info(name) for name in sorted(names)]
+        peaks["device_peak_gb"] = max(info["peak"] for info in used) / 2**30
     return peaks
 
 

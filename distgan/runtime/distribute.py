@@ -36,7 +36,12 @@ def _strategy(topology: Topology, num_gpus: int) -> tf.distribute.Strategy:
         num_accelerators={"GPU": num_gpus},
     )
     if num_gpus or len(topology.local_replicas) == 1:
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+        options = tf.distribute.experimental.CommunicationOptions()
+        if num_gpus:
+            # Left to choose, TensorFlow sums over the GPUs of several workers in a ring through the hosts' memory.
+            nccl = tf.distribute.experimental.CommunicationImplementation.NCCL
+            options = tf.distribute.experimental.CommunicationOptions(implementation=nccl)
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver, communication_options=options)
     return _several_cpus(resolver, len(topology.local_replicas))
 
 

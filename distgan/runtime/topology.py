@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from distgan.errors import UserError
 
@@ -184,7 +184,54 @@ def _check_addresses(source: str, addresses: tuple[str, ...]) -> None:
         raise UserError(f"{source}: two workers have one address: {', '.join(addresses)}")
 
 
-def choose(strategy: str, num_gpus: int, logical_cpus: int, workers: Workers | None = None) -> Topology:
+def own_gpu(workers: Workers, num_gpus: int, visible: str | None) -> int:
+    """The number of the one GPU that a Horovod rank computes on, among those that it sees.
+
+    Args:
+      workers: the ranks.
+      num_gpus: GPUs that TensorFlow sees in this process, at least 1.
+      visible: CUDA_VISIBLE_DEVICES, None where it is not set. Where it shows one GPU to each of several ranks of a host, the
+        launcher has dealt them out; that they differ is for `check_gpus` to say.
+
+    Raises:
+      UserError: there are more ranks than GPUs.
+    """
+    if visible is not None and num_gpus == 1:
+        return 0
+    shown = f"{num_gpus} GPU{'s' if num_gpus > 1 else ''}"
+    way_out = "start at most one rank a GPU"
+    if visible is not None:
+        way_out += f", or show each rank its own: CUDA_VISIBLE_DEVICES={visible} here"
+    if workers.local_size > num_gpus:
+        raise UserError(f"{workers.local_size} Horovod ranks on a host with {shown}: {way_out} (-np, -H)")
+    if workers.local_rank >= num_gpus:
+        raise UserError(f"slot {workers.local_rank + 1} of a host with {shown}: {way_out} (-np)")
+    return workers.local_rank
+
+
+def check_gpus(workers: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """Checks that no two workers of a host compute on one GPU, which NCCL refuses in its own words.
+
+    Args:
+      workers: of each worker, by rank, its host and the UUIDs of its GPUs.
+
+    Raises:
+      UserError: two do.
+    """
+    users: dict[tuple[str, str], int] = {}
+    for rank, (host, gpus) in enumerate(workers):
+        for gpu in gpus:
+            other = users.setdefault((host, gpu), rank)
+            if other != rank:
+                raise UserError(
+                    f"ranks {other} and {rank} on {host} would both compute on {gpu}: start at most one rank a GPU (-np), "
+                    "or give each worker its own by CUDA_VISIBLE_DEVICES"
+                )
+
+
+def choose(
+    strategy: str, num_gpus: int, logical_cpus: int, workers: Workers | None = None, visible: str | None = None
+) -> Topology:
     """The topology of a run.
 
     Args:
@@ -192,6 +239,7 @@ def choose(strategy: str, num_gpus: int, logical_cpus: int, workers: Workers | N
       num_gpus: GPUs that TensorFlow sees on this host.
       logical_cpus: devices that the CPU is split into; they count where there is no GPU.
       workers: see `find_workers`.
+      visible: CUDA_VISIBLE_DEVICES, see `own_gpu`.
 
     Raises:
       UserError: the strategy does not go with how the workers were started, or with the devices.
@@ -213,14 +261,8 @@ def choose(strategy: str, num_gpus: int, logical_cpus: int, workers: Workers | N
         return Topology(
             strategy, reason, each * workers.world_size, workers.rank, workers.world_size, 0, workers.addresses
         )
-    if num_gpus and workers.local_size > num_gpus:
-        raise UserError(
-            f"{workers.local_size} Horovod ranks on a host with {num_gpus} GPUs: start at most one rank a GPU (-np, -H)"
-        )
-    if num_gpus and workers.local_rank >= num_gpus:
-        raise UserError(
-            f"slot {workers.local_rank + 1} of a host with {num_gpus} GPUs: start at most one rank a GPU (-np)"
-        )
+    if num_gpus:
+        own_gpu(workers, num_gpus, visible)
     if not num_gpus and logical_cpus > 1:
         raise UserError(f"--runtime.logical_cpus={logical_cpus} does not go with Horovod: a rank is one replica")
     return Topology(strategy, reason, workers.world_size, workers.rank, workers.world_size, workers.local_rank)

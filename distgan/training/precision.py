@@ -40,3 +40,29 @@ def rescaled(kept: Mapping[str, Any], finite: tf.Tensor) -> tuple[dict[str, tf.T
         "finite_updates": tf.where(finite & ~doubles, updates, 0),
     }
     return values, finite | (scale > 1)
+
+
+_TENSOR_CORE_CHANNELS = 8
+_FEWEST_CHANNELS = 5  # Below it are an image's channels and a single logit, which no flag changes.
+
+
+def channel_hint(precision: str, variables: Sequence[Any]) -> str:
+    """Which layers tensor cores compute slowly in 16 bits, as their channels are no multiple of 8; empty if none.
+
+    Args:
+      precision: the run's --precision.
+      variables: the networks' trained weights; of a kernel the last two axes are channels.
+    """
+    uneven = {}
+    for variable in variables:
+        channels = [size for size in variable.shape[-2:] if size >= _FEWEST_CHANNELS and size % _TENSOR_CORE_CHANNELS]
+        if len(variable.shape) >= 2 and channels:
+            uneven[variable.path.rpartition("/")[0]] = " and ".join(map(str, channels))
+    if not precision.startswith("mixed") or not uneven:
+        return ""
+    layers = ", ".join(f"{layer} ({channels})" for layer, channels in list(uneven.items())[:4])
+    more = f" and {len(uneven) - 4} more" if len(uneven) > 4 else ""
+    return (
+        f"--precision={precision}: channels that are no multiple of 8 keep GPUs from their full speed: {layers}{more}; "
+        "the model's widths and --model.latent_size change them"
+    )

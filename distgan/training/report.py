@@ -88,7 +88,7 @@ def report(run: Run, clock: Clock, seen: int) -> None:
     rate = run.images_per_step / step_ms * 1000
     # What a worker's step takes without the waiting in sums over replicas tells who the others wait for.
     own_ms = measured.per_step(measured.seconds - measured.waits.others)
-    gathered = control.gather([own_ms, socket.gethostname(), run.runtime.topology.local_rank == 0 and gpus.use()])
+    gathered = control.gather([own_ms, socket.gethostname(), devices.gpu_figures()])
     left_out = {}
     if config.data.on_error == "skip":
         everywhere = control.gather(sorted(run.reader.unreadable))
@@ -113,7 +113,7 @@ def report(run: Run, clock: Clock, seen: int) -> None:
         "time/data_wait_ms": measured.per_step(measured.waits.data),
         **_checkpoint_time(run),
         **_workers([own for own, _, _ in gathered], measured.per_step(measured.waits.others)),
-        **nodes([(host, use) for _, host, use in gathered]),
+        **nodes([(host, figures) for _, host, figures in gathered]),
         **left_out,
         **{f"memory/{key}": value for key, value in devices.memory().items()},
     }
@@ -175,17 +175,17 @@ def _workers(own_ms: Sequence[float], reduction_wait_ms: float) -> dict[str, flo
     }
 
 
-def nodes(uses: Sequence[tuple[str, Any]]) -> dict[str, float]:
-    """`node/0/gpu_utilization` and so on from every worker's host and what it read there, hosts numbered by first rank.
+def nodes(figures: Sequence[tuple[str, gpus.Figures]]) -> dict[str, float]:
+    """`node/0/gpu_utilization` and so on from every worker's host and its GPUs' figures, hosts numbered by first rank.
 
-    >>> nodes([("a", {"gpu_utilization": 90.0}), ("a", False), ("b", {}), ("c", {"gpu_utilization": 70.0})])
-    {'node/0/gpu_utilization': 90.0, 'node/2/gpu_utilization': 70.0}
+    >>> nodes([("a", {"GPU-0": {"busy": 90.0}}), ("a", {"GPU-1": {"busy": 80.0}}), ("b", {}), ("c", {"GPU-0": {"busy": 70.0}})])
+    {'node/0/gpu_utilization': 85.0, 'node/2/gpu_utilization': 70.0}
     """
-    by_host: dict[str, dict[str, float]] = {}
-    for host, use in uses:
-        found = by_host.setdefault(host, {})
-        found.update({} if found else use or {})
-    return {f"node/{number}/{key}": v for number, use in enumerate(by_host.values()) for key, v in use.items()}
+    by_host: dict[str, list[gpus.Figures]] = {}
+    for host, of_worker in figures:
+        by_host.setdefault(host, []).append(of_worker)
+    rows = enumerate(map(gpus.host_row, by_host.values()))
+    return {f"node/{number}/{key}": value for number, row in rows for key, value in row.items()}
 
 
 def report_logits(run: Run, fakes: np.ndarray, labels: np.ndarray, seen: int) -> None:

@@ -90,6 +90,10 @@ class TrainState:
             self.load(arrays)
         runtime.broadcast(list(self.variables().values()))
 
+    def trained(self) -> list[Any]:
+        """The trainable variables of all networks that are trained."""
+        return [variable for name in NETWORKS for variable in self.network(name).trainable_variables]
+
     def parameter_counts(self) -> dict[str, int]:
         """Trainable numbers of each network."""
         return {name: sum(int(np.prod(v.shape)) for v in self.network(name).trainable_variables) for name in NETWORKS}
