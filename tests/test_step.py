@@ -5,7 +5,11 @@ import json
 import numpy as np
 import pytest
 from conftest import SMALL, distgan, rows
-from replicas import train_variant
+from replicas import runtime_of, train_variant
+
+from distgan import schema
+from distgan.config import Config
+from distgan.runtime import devices
 
 BASE = {"data.source": "digits", "data.resolution": 16, "model.width": 4, "train.global_batch": 16}
 SGD = {"optimizer.name": "sgd", "optimizer.learning_rate": 0.5}
@@ -33,6 +37,69 @@ def test_compiled_and_mixed_steps_are_near(change):
     for network in ("generator", "discriminator"):
         difference = norm(plain, other, network)
         assert 0 < difference < (1e-3 if "jit_compile" in change else 0.2) * norm(before, plain, network)
+
+
+def opened(values):
+    """A run's fresh state, its compiled steps, and their data."""
+    from distgan.data import pipeline
+    from distgan.data.source import Description
+    from distgan.training.state import build_state
+    from distgan.training.step import compile_steps
+
+    config = schema.build(Config, BASE | values)
+    runtime = runtime_of(config)
+    devices.set_precision(config.precision)
+    images = config.data.source.options.open(config.data)
+    state = build_state(config, Description.of(images), runtime)
+    data = pipeline.batches(pipeline.Reader(images, config.data, config.seed), 0, config.train, 1, range(1))
+    return state, compile_steps(config, state, runtime), runtime.distribute(data)
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    assert not [name for name in one if not np.array_equal(one[name], other[name])]
+
+
+LAZY_R1 = {"objective.regularizers": "r1", "objective.r1.interval": 3}
+
+
+@pytest.mark.parametrize("values", [{}, SGD | {"optimizer.momentum": 0.5}, LAZY_R1], ids=["adam", "sgd", "lazy"])
+def test_measured_steps_are_ordinary_ones(values):
+    """The last steps before a row are run one by one, and come to the same bits."""
+    state, advance, iterator = opened(values)
+    assert advance.ready(7, measured=False) == 0
+    progress = advance(iterator, 7)
+    other, measure, other_iterator = opened(values)
+    measured, waits = measure.measure(other_iterator, 7)
+    assert measure.ready(7, measured=True) == 7
+    assert waits.data > 0
+    assert waits.others == 0
+    assert np.array_equal(progress.evidence, measured.evidence)
+    assert_same(state.arrays(), other.arrays())
+
+
+FAR = {"optimizer.learning_rate": 1e18}
+
+
+@pytest.mark.parametrize(
+    "values", [FAR, SGD | FAR | {"optimizer.momentum": 0.5}, FAR | LAZY_R1], ids=["adam", "sgd", "lazy"]
+)
+def test_nothing_changes_after_a_step_that_is_not_finite(values):
+    """Several steps a call end where one at a time ends: the first that is not finite is the last that does anything."""
+    state, advance, iterator = opened(values)
+    while True:
+        before, last = state.arrays(), advance(iterator, 1)
+        if not last.ok.numpy():
+            break
+    steps = int(before["step"]) + 1
+    assert steps < 9
+    assert state.arrays()["step"] == before["step"]
+    for measured in (False, True):
+        other, advance, iterator = opened(values)
+        progress = advance.measure(iterator, 9)[0] if measured else advance(iterator, 9)
+        assert not progress.ok.numpy()
+        assert np.array_equal(progress.evidence, last.evidence, equal_nan=True)
+        assert_same(state.arrays(), other.arrays())
 
 
 PENALTIES = "r1,r2,gradient_penalty,dragan,lecam,consistency,orthogonal,top_k"
