@@ -8,8 +8,13 @@ missing() {
   exit 2
 }
 
-command -v "$python" >/dev/null || missing "$python is missing: install Python 3.11 or newer, or name one by PYTHON=..."
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || missing "$("$python" --version) is too old: Python 3.11 or newer is needed, name one by PYTHON=..."
+# A program of that name may be there and not start, as pyenv's stand-ins do: running it tells.
+needed="Python 3.11 to 3.13 is needed: install one, or name it by PYTHON=..."
+version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" || missing "$python is missing or does not start: $needed"
+case "$version" in
+  3.11 | 3.12 | 3.13) ;;
+  *) missing "$python is Python $version: $needed" ;;
+esac
 "$python" -c 'import venv, ensurepip' 2>/dev/null || missing "Python's venv module is missing: install it (on Debian the package python3-venv)"
 
 stamp=".venv/installed-$(cat pyproject.toml distgan/__init__.py launch/setup.sh | cksum | cut -d' ' -f1)${1:-}"

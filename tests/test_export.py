@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from alone import tensorflow_alone
 from conftest import SMALL, environment, finish_all, start
+from environments import tensorflow_alone
 from PIL import Image
 
 from distgan import cli, schema, seeds

@@ -13,6 +13,7 @@ from wandb_files import history
 from distgan import config as configs
 from distgan import presets, schema
 from distgan.errors import UserError
+from distgan.tracking.console import log
 from distgan.training.run_dir import RunDir, read_config
 
 TEN_STEPS = (*SMALL, "--train.total_kimg=0.16", "--train.report_kimg=0.032", "--checkpoint.every_kimg=0.08")
@@ -112,6 +113,26 @@ def test_a_run_from_before_a_field_goes_by_its_default(tmp_path):
     changed = schema.build(configs.Config, presets.preset("digits-dcgan") | {"train.fake_labels": "uniform"})
     with pytest.raises(UserError, match=r"train.fake_labels=data \(now uniform\)"):
         RunDir(tmp_path, changed, "fingerprint")
+
+
+def test_other_versions_are_named(tmp_path, caplog, monkeypatch):
+    """Of what computes, and of the last start: neither of what was before that, nor of what does not compute."""
+    monkeypatch.setattr(log, "propagate", True)
+    config = schema.build(configs.Config, presets.preset("digits-dcgan"))
+    for _ in range(2):
+        RunDir(tmp_path, config, "fingerprint").close()
+    assert not caplog.messages
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    last = content["starts"][1]["versions"]
+    now = last["tensorflow"]
+    content["starts"][0]["versions"]["keras"] = "3.1.0"
+    last.update(tensorflow="2.9.0", wandb="0.1.0", python="3.9.0")
+    file.write_text(json.dumps(content))
+    for _ in range(2):
+        RunDir(tmp_path, config, "fingerprint").close()
+    expected = f"tensorflow 2.9.0 -> {now} since this run's last start: its numbers may differ from here on by rounding"
+    assert caplog.messages == [expected]
 
 
 def test_other_data_is_refused(tmp_path):

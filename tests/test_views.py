@@ -77,6 +77,22 @@ def test_a_disk_that_fails_is_harmless(tmp_path, caplog, monkeypatch):
     assert [message for message in caplog.messages if "tensorboard is not written any more" in message]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_it_writes_without_tensorboard(tmp_path, caplog, monkeypatch, there):
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO", log.name)
+    if not there:
+        monkeypatch.setitem(sys.modules, "tensorboard", None)
+    events = TensorBoard(tmp_path)
+    events.row({"progress/images_seen": 64})
+    events.close(0)
+    assert ["pip install '.[tensorboard]'" in message for message in caplog.messages] == ([] if there else [True])
+    monkeypatch.undo()
+    found = EventAccumulator(str(tmp_path))
+    found.Reload()
+    assert [event.value for event in found.Scalars("progress/images_seen")] == [64]
+
+
 def test_panels_name_what_rows_have(run_dir):
     keys = {key for row in rows(run_dir) for key in row} | ELSEWHERE
     for panel in (panel for section in panels.SECTIONS.values() for panel in section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,9 @@ class TensorBoard(Sink):
     def __init__(self, folder: Path):
         self.folder = folder
         self.writer: tf.summary.SummaryWriter | None = None
+        # TensorFlow writes the files by itself.
+        if importlib.util.find_spec("tensorboard") is None:
+            log.info("%s is written; to look at it, pip install '.[tensorboard]': TensorBoard is not installed", folder)
         with self._harmless():
             self.writer = tf.summary.create_file_writer(str(folder))
 

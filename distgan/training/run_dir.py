@@ -16,8 +16,10 @@ from distgan import __version__, schema
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.schedules import Schedule
+from distgan.tracking.console import log
 
-_RECORDED = ("tensorflow", "tensorflow-cpu", "keras", "numpy", "wandb")
+_COMPUTING = ("tensorflow", "tensorflow-cpu", "keras", "numpy")
+_RECORDED = (*_COMPUTING, "wandb")
 
 
 class RunDir:
@@ -86,6 +88,8 @@ class RunDir:
                     f"--run_dir={self.path} holds a run on other data than --data.source and --data.path give"
                 )
             starts = old["starts"]
+            if starts and (changes := _changes(starts[-1]["versions"], versions())):
+                log.warning("%s since this run's last start: its numbers may differ from here on by rounding", changes)
         now = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -151,6 +155,12 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Which packages that compute have another version now, as `keras 3.12.0 -> 3.15.1`; empty where none has."""
+    names = [name for name in _COMPUTING if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in names)
 
 
 def _load(path: Path) -> dict[str, Any]:

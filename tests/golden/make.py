@@ -6,8 +6,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 FILE = Path(__file__).parent / "digits-dcgan.json"
 KEYS = ("loss/discriminator", "loss/generator", "d_logits/real_mean", "d_logits/fake_mean")
+FLAGS = ("--preset=digits-dcgan", "--train.report_kimg=0.064", "--tracking.wandb=disabled", "--train.sample_kimg=0")
+"""Of a run whose first 20 steps, `--train.total_kimg=1.28`, are golden."""
 GRAPHS_FILE = Path(__file__).parent / "graphs.json"
 LAZY_FLOAT16 = ("--precision=mixed_float16", "--objective.regularizers=r1", "--objective.r1.interval=4")
 GRAPHS = {
@@ -18,19 +22,24 @@ GRAPHS = {
 COUNTS = ("kernels", "fusible", "host_transfers", "host_ops", "py_functions", "flops", "bytes")
 
 
-def first_steps():
-    """The first 20 steps of digits-dcgan, a row each."""
-    with tempfile.TemporaryDirectory() as run_dir:
-        flags = [
-            f"--run_dir={run_dir}",
-            "--preset=digits-dcgan",
-            "--train.total_kimg=1.28",
-            "--train.report_kimg=0.064",
-        ]
-        flags += ["--tracking.wandb=disabled", "--train.sample_kimg=0"]
-        subprocess.run([sys.executable, "-m", "distgan", "train", *flags], check=True, capture_output=True)
-        lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
+def first_steps(run_dir):
+    """What of the rows of a run is golden, a row a step."""
+    lines = (Path(run_dir) / "metrics.jsonl").read_text().splitlines()
     return [{key: json.loads(line)[key] for key in KEYS} for line in lines]
+
+
+def check(run_dir):
+    """Compares the rows of a run with the golden ones."""
+    found, expected = first_steps(run_dir), json.loads(FILE.read_text())
+    assert len(found) == len(expected) == 20
+    for row, golden in zip(found, expected, strict=True):
+        assert row == pytest.approx(golden, rel=1e-3, abs=1e-3)
+
+
+def train(run_dir):
+    """Trains the 20 steps."""
+    command = [sys.executable, "-m", "distgan", "train", f"--run_dir={run_dir}", *FLAGS, "--train.total_kimg=1.28"]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def graph_counts(flags):
@@ -47,6 +56,8 @@ def write(path, numbers):
 if __name__ == "__main__":
     asked = sys.argv[1:] or ["losses", "graphs"]
     if "losses" in asked:
-        write(FILE, first_steps())
+        with tempfile.TemporaryDirectory() as folder:
+            train(folder)
+            write(FILE, first_steps(folder))
     if "graphs" in asked:
         write(GRAPHS_FILE, {name: graph_counts(flags) for name, flags in GRAPHS.items()})
