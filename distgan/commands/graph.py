@@ -3,7 +3,8 @@
 The graph is the one that is trained, as `training/graph_ops.py` walks it: what TensorFlow simplifies in any graph is
 simplified, what its further optimizations and XLA's fusions may save is not, but that elementwise operations in functions
 that XLA compiles count one kernel a group. All figures are means of one step and one replica: where phases come every few
-steps, over the cycle of steps, each with its own graph; where one graph has several replicas, their share of it.
+steps, over the cycle of steps, each with its own graph; where one graph has several replicas, their share of it. Of two
+branches the one with more operations counts, and of a loop within a step one turn.
 
 The projection is arithmetic on these figures and on three of a GPU, not a measurement. A step takes at least the longest of
   launch-bound: (kernels + collectives) x launch_us,
