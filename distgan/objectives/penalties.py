@@ -103,7 +103,8 @@ def cross_entropy(class_logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     >>> round(float(cross_entropy(tf.zeros([1, 4]), tf.constant([2]))[0]), 3)
     1.386
     """
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, class_logits)
+    # In 64 bits: where operations are deterministic, TensorFlow compares labels, and a GPU leaves 32 to the host.
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int64), class_logits)
 
 
 def clip(values: tf.Tensor, limit: float) -> tf.Tensor:
