@@ -140,8 +140,11 @@ class MicroBatch:
         return {key: variable.read_value() for key, variable in self.state.kept[name].items()}
 
     def kernels(self, network: str) -> list[tf.Tensor]:
-        trained = self.state.network(network).trainable_variables
-        return [tf.convert_to_tensor(v.value) for v in trained if v.path.endswith("kernel")]
+        built = self.state.network(network)
+        shared = getattr(built, "embedding", None)
+        left_out = {variable.path for variable in shared.trainable_variables} if shared else set()
+        trained = [v for v in built.trainable_variables if v.path.endswith("kernel") and v.path not in left_out]
+        return [tf.convert_to_tensor(variable.value) for variable in trained]
 
     def everywhere(self, values: tf.Tensor, name: str) -> tf.Tensor:
         places = self.place + tf.range(values.shape[0], dtype=tf.int64)
