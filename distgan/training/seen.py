@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from distgan import registry, seeds
 from distgan.config import Config
-from distgan.models.layers import Pass, Update
+from distgan.models.layers import Pass, Update, call_with
 from distgan.objectives import LOSSES
 from distgan.schedules import Schedule
 from distgan.training.phases import NETWORKS, Phase, regularizers
@@ -179,8 +179,7 @@ class MicroBatch:
         )
         # Kernels that the other passes share are in 16 bits.
         context = dataclasses.replace(self._pass("discriminator", name), memo=self.precise_memo)
-        outputs, _ = twin.stateless_call(trained, others, images, labels=labels, context=context)
-        return outputs
+        return call_with(twin, trained, others, images, labels=labels, context=context)
 
     def _pass(self, network: str, name: str) -> Pass:
         def total(tensor: tf.Tensor, layer: str) -> tf.Tensor:
