@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 from replicas import train_variant
 
-from distgan import registry, seeds
+from distgan import registry, schema, seeds
+from distgan.config import Config
 from distgan.objectives import REGULARIZERS, penalties
 from distgan.objectives.regularizers import (
     Auxiliary,
@@ -20,6 +21,7 @@ from distgan.objectives.regularizers import (
     WeightClip,
 )
 from distgan.schedules import schedule
+from distgan.training.phases import measured_keys
 
 N, SHAPE, CLASSES = 5, (8, 6, 2), 3
 KEPT = {"real_mean": 0.4, "fake_mean": -0.3}
@@ -287,9 +289,9 @@ def test_gradient_norms_of_zero():
 
 def test_lecam_follows_the_logits():
     real, fake = [1.0, 2.0, -1.0, 4.0], [0.5, 0.0, -3.0, 1.0]
-    # The formula by hand with decay 0.75; those seen before the start have decay 0.
+    # The formula by hand with decay 0.75, from the first update's means on; those seen before the start have decay 0.
     for start_kimg, expected in (
-        (0.0, ([0.25, 0.6875, 0.265625, 1.19921875], [0.125, 0.09375, -0.6796875, -0.259765625])),
+        (0.0, ([1.0, 1.25, 0.6875, 1.515625], [0.5, 0.375, -0.46875, -0.1015625])),
         (0.032, ([1.0, 2.0, 1.25, 1.9375], [0.5, 0.0, -0.75, -0.3125])),
     ):
         options = LeCam(decay=0.75, start_kimg=start_kimg)
@@ -305,6 +307,67 @@ def test_lecam_follows_the_logits():
     seen = Stub()
     assert np.any(LeCam(start_kimg=1.0).penalty(seen, "discriminator"))
     assert not np.any(LeCam(start_kimg=1.001).penalty(seen, "discriminator"))
+
+
+def lecam_after(kept, images_seen):
+    """Both means after an update whose logits are 3 and -1 on average."""
+    measured = {"d_logits/real_mean": tf.constant(3.0, tf.float64), "d_logits/fake_mean": tf.constant(-1.0, tf.float64)}
+    kept = {name: tf.constant(value, tf.float64) for name, value in kept.items()}
+    return [float(value) for value in LeCam(decay=0.75).update(kept, measured, images_seen).values()]
+
+
+def test_lecam_starts_from_the_first_updates_means():
+    start = tf.constant(0, tf.int64)
+    assert lecam_after(LeCam().initial(), start) == [3, -1]
+    # A second update in the same step, and means of a checkpoint, though they be 0 as at the start.
+    assert lecam_after({"real_mean": 1.0, "fake_mean": 0.0}, start) == [1.5, -0.25]
+    assert lecam_after(LeCam().initial(), start + 16) == [0.75, -0.25]
+    seen = Stub()
+    seen.images_seen = start
+    assert np.any(LeCam().penalty(seen, "discriminator"))
+    seen.kept = lambda name: {key: tf.constant(0.0, tf.float64) for key in KEPT}
+    assert not np.any(LeCam().penalty(seen, "discriminator"))
+
+
+def test_lecam_goes_on_as_a_checkpoint_has_it():
+    """Two updates a step: by a checkpoint's names, and as if it had not stopped."""
+    base = {"data.source": "digits", "model.width": 4, "train.global_batch": 16, "precision": "float64"}
+    base |= {"objective.regularizers": "lecam", "train.update_order": "alternating", "train.discriminator_updates": 2}
+    start, first, end = train_variant(base, (0, 1, 2))
+    names = ["kept/lecam/real_mean", "kept/lecam/fake_mean"]
+    assert names == [name for name in start if name.startswith("kept/")]
+    assert [start[name] for name in names] == [0, 0]
+    assert abs(first[names[0]]) > 1e-3
+    [resumed] = train_variant(base, (1,), start=first)
+    for name in names:
+        assert resumed[name] == pytest.approx(end[name], rel=1e-9)
+    # Anchors of 0 that an older checkpoint holds are not taken for a start.
+    [older] = train_variant(base, (1,), start=first | dict.fromkeys(names, np.zeros(())))
+    assert abs(older[names[0]]) < 0.2 * abs(resumed[names[0]])
+
+
+def test_orthogonal_leaves_the_shared_embedding_out():
+    values = {"data.source": "digits", "data.resolution": 16, "model.name": "biggan", "model.conditional": True}
+    values |= {
+        "model.latent_size": 6,
+        "model.embedding_size": 3,
+        "model.generator_width": 1,
+        "model.head": "projection",
+    }
+    values |= {"model.discriminator_width": 1, "train.global_batch": 16, "precision": "float64"}
+    values |= {"objective.regularizers": "orthogonal"}
+    config = schema.build(Config, values)
+    [start] = train_variant(values | {"optimizer.learning_rate": 0.0}, (0,))
+    [after] = train_variant(values | {"optimizer.learning_rate": 0.0}, (1,))
+    kernels = [
+        value for name, value in start.items() if name.startswith("generator/") and name.endswith("kernel")
+        and name != "generator/embedding/kernel"
+    ]  # fmt: skip
+    assert len(kernels) > 10
+    place = [key for _, key in measured_keys(config)].index("loss/orthogonal")
+    expected = 1e-4 * sum(off_diagonal(kernel) for kernel in kernels)
+    assert after["report_totals"][place] == pytest.approx(expected, rel=1e-9)
+    assert off_diagonal(start["generator/embedding/kernel"]) > 1e-3
 
 
 def test_lecam_pulls_real_logits_down_and_fake_ones_up():

@@ -67,7 +67,8 @@ def frechet_distance(real: Moments, fake: Moments) -> float:
 
     With S1 = A A^T and S2 = B B^T, the eigenvalues of S1 S2 are the squared singular values of A^T B, whose sum therefore is
     the trace of the root. A and B come from symmetric eigendecompositions without the directions in which there is only
-    rounding, so fewer images than features do no harm: neither an offset on the diagonal nor a complex part arises.
+    rounding, so fewer images than features do no harm: neither an offset on the diagonal nor a complex part arises. Of two equal
+    sets the sum may round to as little as -1e-13 of its terms; it is then 0, as no distance is negative.
 
     Raises:
       UserError: fewer than 2 images on a side, other sizes of features, NaN or infinity.
@@ -78,7 +79,8 @@ def frechet_distance(real: Moments, fake: Moments) -> float:
     _check_sizes(real.total, fake.total)
     cross = np.linalg.svd(_factor(real).T @ _factor(fake), compute_uv=False).sum()
     offset = np.square(real.mean - fake.mean).sum()
-    return float(offset + np.trace(real.covariance) + np.trace(fake.covariance) - 2 * cross)
+    distance = offset + np.trace(real.covariance) + np.trace(fake.covariance) - 2 * cross
+    return float(np.maximum(distance, 0))
 
 
 def _factor(moments: Moments) -> np.ndarray:

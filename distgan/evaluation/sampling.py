@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from distgan import seeds
 from distgan.config import Config
 from distgan.data.source import Description
-from distgan.models.layers import Pass
+from distgan.models.layers import Pass, call_with
 
 CHUNK = 64
 """Images that a generator makes at once, always, so that the count does not change a rounding."""
@@ -95,8 +95,7 @@ class Sampler:
         if trained is None:
             trained = [tf.convert_to_tensor(variable.value) for variable in generator.trainable_variables]
         latents = tf.cast(latents, generator.variable_dtype)
-        images, _ = generator.stateless_call(list(trained), list(statistics), latents, labels=labels)
-        return to_uint8(images)
+        return to_uint8(call_with(generator, trained, statistics, latents, labels=labels))
 
     def statistics(self) -> list[tf.Tensor]:
         """The generator's variables that are not trained, as images shall be drawn with."""

@@ -48,6 +48,26 @@ class Pass:
         return cls(Draws(make), lambda tensor, layer: tensor, [], {})
 
 
+def call_with(
+    network: Any, trained: Sequence[tf.Tensor], others: Sequence[tf.Tensor], inputs: tf.Tensor, **known: Any
+) -> tf.Tensor:
+    """A network's outputs with other weights than its own.
+
+    Keras' `stateless_call` does not cast the inputs to the network's compute dtype, as a call does: 16 bits would meet 32.
+
+    Args:
+      network: built.
+      trained: in the order of its trainable variables.
+      others: in the order of its other variables.
+      inputs: as a call takes them.
+      **known: `labels` and `context`, as a call takes them.
+    """
+    pairs = [*zip(network.trainable_variables, trained, strict=True)]
+    pairs += zip(network.non_trainable_variables, others, strict=True)
+    with keras.StatelessScope(state_mapping=pairs):
+        return network(inputs, **known)
+
+
 class BatchNorm(keras.layers.Layer):
     """Batch normalization over the global batch, however many replicas share it (Ioffe and Szegedy 2015).
 

@@ -290,6 +290,7 @@ class SplitLatent(keras.Model):
         self.last = list(last)
 
     def call(self, latents: tf.Tensor, labels: tf.Tensor | None = None, context: Pass | None = None) -> tf.Tensor:
+        latents = tf.cast(latents, self.compute_dtype)  # As the embedding comes, however the call came about.
         chunk, *chunks = tf.split(latents, 1 + len(self.stages), axis=-1)  # [N, Z / (1 + stages)] each
         shared = [self.embedding(labels, context=context)] if self.embedding else []
         x = run(self.first, chunk, None, context)

@@ -52,7 +52,10 @@ class Seen(Protocol):
         """What a regularizer keeps from step to step, as float64 scalars."""
 
     def kernels(self, network: str) -> list[Any]:
-        """The trained weights of a network with two or more axes, the last of them that of the outputs."""
+        """The trained weights of a network with two or more axes, the last of them that of the outputs.
+
+        An embedding of the class that all blocks share (BigGAN's) is not among them.
+        """
 
     def everywhere(self, values: Any, name: str) -> Any:
         """The values ([N]) of all images of the global batch, in the order of their numbers: [B], without gradients."""
@@ -199,7 +202,9 @@ class Dragan(_ByImage):
 class LeCam(Regularizer):
     """relu(D(x) - m_f)^2 + relu(m_r - D(G(z)))^2, with m the moving means of the logits (Tseng et al. 2021, eq. 4).
 
-    The paper's squares without relu pull logits back that are on the right side too; its code has the relu.
+    The paper's squares without relu pull logits back that are on the right side too; its code has the relu. The means start as
+    those of the run's first update, which they add nothing to; the code starts them at 0, which weighs for hundreds of updates
+    where `start_kimg` is 0.
     """
 
     weight: Schedule = option(schedule(0.3), "factor", minimum=0)
@@ -214,21 +219,38 @@ class LeCam(Regularizer):
             )
 
     def penalty(self, seen: Seen, network: str) -> Any:
+        import tensorflow as tf
+
         from distgan.objectives import penalties
 
         kept = seen.kept("lecam")
         value = penalties.lecam(seen.real_logits, seen.fake_logits, kept["real_mean"], kept["fake_mean"])
+        value *= tf.cast(~_is_first_update(kept, seen.images_seen), value.dtype)
         return penalties.from_image(value, seen.images_seen, 1000 * self.start_kimg)
 
     def initial(self) -> dict[str, float]:
         return {"real_mean": 0.0, "fake_mean": 0.0}
 
     def update(self, kept: Mapping[str, Any], measured: Mapping[str, Any], images_seen: Any) -> dict[str, Any]:
+        import tensorflow as tf
+
         from distgan.objectives import penalties
 
         decay = penalties.from_image(self.decay, images_seen, 1000 * self.start_kimg)
+        decay = tf.where(_is_first_update(kept, images_seen), tf.zeros_like(decay), decay)
         now = {name: measured[f"d_logits/{name}"] for name in kept}
         return {name: decay * kept[name] + (1 - decay) * now[name] for name in kept}
+
+
+def _is_first_update(means: Mapping[str, Any], images_seen: Any) -> Any:
+    """Whether no logits were averaged yet, a bool scalar.
+
+    The means alone do not say: a checkpoint's go on as they are, though they be 0. Nor does the clock: a step may have several
+    updates.
+    """
+    import tensorflow as tf
+
+    return (images_seen == 0) & tf.reduce_all([mean == 0 for mean in means.values()])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +287,10 @@ class Consistency(Regularizer):
 
 @dataclasses.dataclass(frozen=True)
 class Orthogonal(Regularizer):
-    """||W^T W - diag(W^T W)||^2 summed over the kernels, W as [inputs, outputs] (Brock et al. 2019, eq. 3)."""
+    """||W^T W - diag(W^T W)||^2 summed over the kernels, W as [inputs, outputs] (Brock et al. 2019, eq. 3).
+
+    BigGAN's shared class embedding is left out, as in the authors' code: its rows are classes, and no inputs.
+    """
 
     weight: Schedule = option(schedule(1e-4), "factor", minimum=0)
     network: str = option("generator", "whose kernels", choices=("generator", "discriminator"))

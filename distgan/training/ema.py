@@ -10,8 +10,10 @@ from distgan.config import Config
 def amount(config: Config, images_seen: tf.Tensor, images_per_step: int) -> tf.Tensor:
     """The share of the new weights in a step's average: 1 - 0.5^(images per step / half-life), a float64 scalar.
 
-    The half-life is at most `rampup` times the images seen, so that the average soon forgets the first weights
-    (Karras et al. 2020, "Training generative adversarial networks with limited data", in their code).
+    The half-life is at most `rampup` times the images seen, this step's among them, so that the average soon forgets the first
+    weights. The idea is from the code of Karras et al. 2020 ("Training generative adversarial networks with limited data"), whose
+    `ema_nimg = min(ema_nimg, cur_nimg * ema_rampup)` counts the images before the step: this ramp is one step ahead of it. After
+    n steps of the ramp the half-life is rampup * n * images per step here, and rampup * (n - 1) * images per step there.
 
     Args:
       config: half-life and ramp-up are in `config.ema`.

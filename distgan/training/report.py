@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from distgan.models.layers import call_with
 from distgan.runtime import devices, gpus
 from distgan.runtime.base import Waits
 from distgan.training import ema
@@ -209,5 +210,4 @@ def logits(discriminator: Any, images: np.ndarray, labels: np.ndarray) -> np.nda
     judged = tf.cast(images, discriminator.variable_dtype) / 127.5 - 1
     variables = (discriminator.trainable_variables, discriminator.non_trainable_variables)
     trained, others = ([tf.convert_to_tensor(v.value) for v in each] for each in variables)
-    outputs, _ = discriminator.stateless_call(trained, others, judged, labels=tf.constant(labels, tf.int32))
-    return outputs[:, 0].numpy()
+    return call_with(discriminator, trained, others, judged, labels=tf.constant(labels, tf.int32))[:, 0].numpy()

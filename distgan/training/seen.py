@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from distgan import registry, seeds
 from distgan.config import Config
-from distgan.models.layers import Pass, Update
+from distgan.models.layers import Pass, Update, call_with
 from distgan.objectives import LOSSES
 from distgan.schedules import Schedule
 from distgan.training.phases import NETWORKS, Phase, regularizers
@@ -140,8 +140,11 @@ class MicroBatch:
         return {key: variable.read_value() for key, variable in self.state.kept[name].items()}
 
     def kernels(self, network: str) -> list[tf.Tensor]:
-        trained = self.state.network(network).trainable_variables
-        return [tf.convert_to_tensor(v.value) for v in trained if v.path.endswith("kernel")]
+        built = self.state.network(network)
+        shared = getattr(built, "embedding", None)
+        left_out = {variable.path for variable in shared.trainable_variables} if shared else set()
+        trained = [v for v in built.trainable_variables if v.path.endswith("kernel") and v.path not in left_out]
+        return [tf.convert_to_tensor(variable.value) for variable in trained]
 
     def everywhere(self, values: tf.Tensor, name: str) -> tf.Tensor:
         places = self.place + tf.range(values.shape[0], dtype=tf.int64)
@@ -176,8 +179,7 @@ class MicroBatch:
         )
         # Kernels that the other passes share are in 16 bits.
         context = dataclasses.replace(self._pass("discriminator", name), memo=self.precise_memo)
-        outputs, _ = twin.stateless_call(trained, others, images, labels=labels, context=context)
-        return outputs
+        return call_with(twin, trained, others, images, labels=labels, context=context)
 
     def _pass(self, network: str, name: str) -> Pass:
         def total(tensor: tf.Tensor, layer: str) -> tf.Tensor:
