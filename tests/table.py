@@ -50,7 +50,7 @@ class Run:
         reader = pipeline.Reader(self.images, self.config.data, self.config.seed)
         first = int(self.state.images_seen.numpy()) // train.global_batch
         shares = pipeline.batches(reader, first, train, place.num_replicas, place.local_replicas)
-        ok, _, _ = self.advance(self.runtime.distribute(shares), steps)
+        ok, _ = self.advance(self.runtime.distribute(shares), steps)
         assert ok.numpy(), "diverged"
         arrays = self.state.arrays()
         for name, array in arrays.items():
