@@ -84,12 +84,13 @@ class StackedDigits:
 
     def open(self, data: DataConfig) -> InMemory:
         images, labels = _digits()
-        digits = InMemory.of("digits", images, labels, data).images
+        digits = InMemory.of("digits", images, labels, dataclasses.replace(data, channels=1)).images
         draws = seeds.bits(seeds.key(0, "stacked digits"), np.arange(3 * self.num_images)) % np.uint64(len(digits))
         chosen = draws.astype(np.int64).reshape(self.num_images, 3)
         stacked = np.concatenate([digits[chosen[:, plane]] for plane in range(3)], axis=-1)
         numbers = (labels[chosen] @ np.array([100, 10, 1])).astype(np.int32)
-        return InMemory("stacked_digits", stacked, numbers, tuple(f"{number:03}" for number in range(1000)))
+        made = InMemory.of("stacked_digits", stacked, numbers, data)
+        return dataclasses.replace(made, labels=numbers, label_names=tuple(f"{number:03}" for number in range(1000)))
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from distgan.config import DataConfig
+from distgan.data import labels as label_rules
+from distgan.data.folder import is_hidden
 from distgan.data.pixels import BadImage
 from distgan.data.source import Encoded
 from distgan.errors import UserError
@@ -50,8 +52,9 @@ class TfRecord:
             shards = [root / shard["file"] for shard in manifest["shards"]]
             entries = Records(shards, table, IMAGE)
             data = dataclasses.replace(data, channels=data.channels or manifest["shape"][2])
-            return Encoded(data.path, entries, labels, data, manifest["fingerprint"], tuple(manifest["label_names"]))
-        shards = sorted(path for path in root.iterdir() if _SUFFIX in path.name)
+            names = tuple(manifest["label_names"])
+            return Encoded(data.path, entries, labels, data, names, lambda: _earlier_fingerprint(manifest))
+        shards = sorted(path for path in root.iterdir() if _SUFFIX in path.name and not is_hidden(path.name))
         if not shards:
             raise UserError(f"--data.path={root} holds no {MANIFEST} and no file with {_SUFFIX} in its name")
         return open_shards(shards, self.image_feature, self.label_feature, Path(data.cache_dir or root), data)
@@ -71,10 +74,19 @@ def open_shards(
       UserError: a shard or a feature is not as it should be, or the index cannot be kept.
     """
     table, labels = _indexed(shards, image_feature, label_feature, cache_dir)
-    digest = hashlib.sha256(table.tobytes())
-    digest.update(b"" if labels is None else labels.tobytes())
-    entries = Records(shards, table, image_feature)
-    return Encoded(str(shards[0].parent), entries, labels, data, digest.hexdigest()[:16], label_names)
+
+    def earlier() -> str:
+        digest = hashlib.sha256(table.tobytes())
+        digest.update(b"" if labels is None else labels.tobytes())
+        return digest.hexdigest()[:16]
+
+    return Encoded(str(shards[0].parent), Records(shards, table, image_feature), labels, data, label_names, earlier)
+
+
+def _earlier_fingerprint(manifest: dict[str, Any]) -> str:
+    """Of the shards' checksums, as earlier versions had it."""
+    checksums = "".join(shard["sha256"] for shard in manifest["shards"])
+    return hashlib.sha256(checksums.encode()).hexdigest()[:16]
 
 
 def _indexed(
@@ -100,9 +112,10 @@ def _indexed(
             rows.append((number, offset, len(record)))
     if not rows:
         raise UserError(f"{shards[0].parent} holds no record")
-    if labels and min(labels) < 0:
-        raise UserError(f"{shards[0].parent}: a label is {min(labels)}, not a whole number from 0")
-    table, label_array = np.array(rows, np.int64), np.array(labels, np.int32)
+    table = np.array(rows, np.int64)
+    label_array = label_rules.checked(
+        np.array(labels, np.int64), lambda index: f"record at {rows[index][1]} of {shards[rows[index][0]]}"
+    )
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         temporary = cached.with_suffix(f".{os.getpid()}.npz")
@@ -132,6 +145,15 @@ class Records:
     def name(self, index: int) -> str:
         shard, offset, _ = self.table[index]
         return f"record at {offset} of {self.shards[shard]}"
+
+    def state(self, indices: np.ndarray) -> bytes:
+        rows = self.table[indices]
+        try:
+            states = [os.stat(self.shards[shard]) for shard in np.unique(rows[:, 0])]
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+        facts = [(state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino) for state in states]
+        return repr(([str(shard) for shard in self.shards], facts)).encode() + rows.tobytes()
 
     def fetch(self, index: int) -> bytes:
         shard, offset, length = (int(value) for value in self.table[index])
