@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import struct
 import zipfile
 import zlib
@@ -60,24 +59,6 @@ def zipped(folder):
     return path
 
 
-@pytest.fixture
-def said():
-    """The lines of the log."""
-    lines = []
-
-    class Handler(logging.Handler):
-        def emit(self, record):
-            lines.append(record.getMessage())
-
-    handler, log = Handler(), logging.getLogger("distgan")
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    yield lines
-    log.removeHandler(handler)
-    log.setLevel(level)
-
-
 def opened(path, **more):
     """Images at a path; what is worked out of them is kept beside it."""
     source = {".zip": Zip(), ".npz": Npz()}.get(
@@ -110,14 +91,16 @@ def test_what_systems_leave_behind_is_no_image_and_no_class(tmp_path, said, kind
         (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "d" / name).write_bytes(RESOURCE_FORK)
     (tmp_path / "d" / "crow" / "notes.txt").write_text("seen in May")
-    said.clear()
     path = tmp_path / "d" if kind == "folder" else zipped(tmp_path / "d")
+    said.clear()
     for _ in range(2):  # Listed, and from the list that is kept.
         images = opened(path)
         assert (images.num_images, images.num_classes, list(images.label_names)) == (6, 2, ["crow", "robin"])
         assert images.fingerprint == clean
-        [line] = said
-        assert line == f"{path}: passed over, as no images: {len(LEFT_BEHIND)} hidden or of the system, 1 .txt"
+        assert said == [
+            f"{path}: passed over, as no images: {len(LEFT_BEHIND)} hidden or of the system, 1 .txt",
+            f"{path}: its 2 folders are the classes: crow, robin",
+        ]
         said.clear()
 
 
@@ -322,7 +305,7 @@ def test_labels_that_are_ids(tmp_path, said, kind, labels):
     images = open_images(parsed(*flags))
     assert (images.num_images, images.num_classes, len(images.label_counts)) == (20, 0, 0)
     assert not images.read(np.arange(20))[1].any()
-    [line] = said
+    line = said[-1]
     different = len(set(map(int, labels)))
     assert (
         f": it has no classes: its labels are {different} different numbers up to {max(labels)}, which look like ids"
@@ -340,4 +323,25 @@ def test_labels_that_are_some_of_many_classes(tmp_path, said, kind):
     from distgan.commands.train import open_images
 
     assert open_images(parsed(*flags, "--model.conditional")).num_classes == 1000
-    assert said == []
+    assert not [line for line in said if "look like ids" in line]
+
+
+def test_labels_that_are_not_read_are_said(tmp_path, said):
+    flags = [*labelled(tmp_path, "tfrecord", [0, 1]), f"--data.cache_dir={tmp_path / 'cache'}"]
+    config = parsed(*[flag for flag in flags if "label_feature" not in flag])
+    assert config.data.source.options.open(config.data).num_classes == 0
+    index, hint = said
+    assert "reads all records once, for an index that is kept in " in index
+    assert hint.endswith("no labels are read; --data.tfrecord.label_feature chooses one of the integers: label")
+    said.clear()
+    np.savez(tmp_path / "x.npz", images=np.zeros((3, 8, 8), np.uint8), label=np.zeros(3, int))
+    assert opened(tmp_path / "x.npz").num_classes == 0
+    assert said == [f"{tmp_path / 'x.npz'}: passed over, beside images and labels: label"]
+    said.clear()
+    for labels, line in (
+        (None, "says that there are no labels"),
+        ([["000.png", 0], ["a.png", 1], ["b.png", 1]], "has labels of 2 files that are not there"),
+    ):
+        (write(tmp_path / "d", [COLOUR]) / "dataset.json").write_text(json.dumps({"labels": labels}))
+        opened(tmp_path / "d")
+        assert said.pop(0) == f"dataset.json of --data.path={tmp_path / 'd'} {line}"

@@ -124,9 +124,10 @@ def test_images_resized_in_place_are_gone_on_with(tmp_path):
     assert found.read(np.arange(5))[0].shape == (5, 16, 16, 3)
 
 
-def test_scores_of_other_images_are_not_from_the_cache(tmp_path):
+def test_scores_of_other_images_are_not_from_the_cache(tmp_path, said):
     """The distance of B to A from A's statistics, by the mean colours of halves, and worked out here."""
     sides = {name: opened(birds(tmp_path / name, seed, ".bmp")) for name, seed in (("a", 0), ("b", 1000))}
+    said.clear()
     metrics = (schema.choose(protocols.METRICS, "fid"),)
     runtime = Runtime(Topology("single", "", 1), Control())
 
@@ -149,6 +150,12 @@ def test_scores_of_other_images_are_not_from_the_cache(tmp_path):
         )
 
     assert distance("a", "a") == pytest.approx(0, abs=1e-3)
+    assert said == []
+    assert distance("a", "b") == pytest.approx(expected("a", "b"), rel=1e-3)
+    [line] = said
+    assert line.startswith(
+        f"statistics of the reals are those of an earlier evaluation, kept in {tmp_path / 'statistics'}"
+    )
     found = distance("b", "a")
     assert found == pytest.approx(expected("b", "a"), rel=1e-3)
     assert found > 0.1

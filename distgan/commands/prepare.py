@@ -26,6 +26,7 @@ from distgan.runtime import devices
 from distgan.runtime.control import Control
 from distgan.schema import option, section
 from distgan.tracking import console
+from distgan.tracking.console import log
 from distgan.training.stopping import Stop
 
 _SETTINGS = "settings.json"  # While shards are missing: what those that are there were made by.
@@ -54,6 +55,8 @@ def run(options: Options) -> int:
         return _check(images, data, threads)
     if not options.out:
         raise UserError("--out names no folder")
+    if data.flip:
+        log.info("--data.flip has no part in shards: it mirrors while training, where it is given again")
     if images.shape[2] == 2:
         raise UserError(f"{images.name} has 2 channels, which no PNG of a shard can hold: 1, 3 or 4 can")
     try:

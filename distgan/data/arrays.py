@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import socket
 import zipfile
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from distgan.config import DataConfig
 from distgan.data.source import InMemory
 from distgan.errors import UserError
 from distgan.schema import option
+
+log = logging.getLogger("distgan")
 
 _DOWNLOAD_SECONDS = 30  # Without an answer for so long a download is given up.
 _LOCK_SECONDS = 600  # Another process of this host may be downloading the same file.
@@ -69,6 +72,9 @@ class Npz:
         if not data.path:
             raise UserError("--data.source=npz needs --data.path=FILE.npz")
         with _npz("npz", data.path, ("images",)) as file:
+            others = sorted(set(file.files) - {"images", "labels"})
+            if others:
+                log.info("%s: passed over, beside images and labels: %s", data.path, ", ".join(others))
             return InMemory.of(data.path, file["images"], file.get("labels"), data)
 
 

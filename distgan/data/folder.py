@@ -47,6 +47,7 @@ _SYSTEM_NAMES = (
 _HIDDEN = "hidden or of the system"
 _KINDS = 6  # How many kinds of what is passed over are named.
 _LONGEST_SUFFIX = 12
+_NAMED = 5  # How many classes are named.
 _LARGEST_BYTES = 2**30
 _LOCAL_HEADER = 30  # Bytes of a zip entry's own header, before its name and extra field.
 
@@ -107,6 +108,9 @@ def _open(
         log.info("%s: passed over, as no images: %s", data.path, kinds)
     listed = list(names)
     labels, label_names = _listed_labels(data, listed, text) if text is not None else _folder_labels(data, listed)
+    if label_names:
+        several = ", ".join(label_names[:_NAMED]) + (", ..." if len(label_names) > _NAMED else "")
+        log.info("%s: its %s folders are the classes: %s", data.path, f"{len(label_names):,}", several)
     return Encoded(data.path, entries, labels, data, label_names, lambda: _earlier_fingerprint(entries, listed, labels))
 
 
@@ -145,11 +149,14 @@ def _listed_labels(data: DataConfig, names: Sequence[str], text: bytes) -> tuple
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{where} is not {{"labels": [["name", class], ...]}}: {error}') from None
     if by_name is None:
+        log.info("%s says that there are no labels", where)
         return None, ()
     missing = [name for name in names if name not in by_name]
     if missing:
         raise UserError(f"{where} has no label for {len(missing)} of {len(names)} images, as {missing[0]}")
     labels = [by_name[name] for name in names]
+    if absent := len(by_name) - len(set(names) & by_name.keys()):
+        log.info("%s has labels of %s files that are not there", where, f"{absent:,}")
     for name, label in zip(names, labels, strict=True):
         if type(label) is not int:
             raise UserError(f"{where}: the label of {name} is {label}, not a whole number from 0")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import struct
 import zipfile
@@ -26,6 +27,8 @@ from distgan.data.pixels import BadImage
 from distgan.data.source import Encoded
 from distgan.errors import UserError
 from distgan.schema import option
+
+log = logging.getLogger("distgan")
 
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
@@ -74,13 +77,17 @@ def open_shards(
       UserError: a shard or a feature is not as it should be, or the index cannot be kept.
     """
     table, labels = _indexed(shards, image_feature, label_feature, cache_dir)
+    entries, folder = Records(shards, table, image_feature), shards[0].parent
+    if not label_feature and (integers := entries.integer_features()):
+        flag = "--data.tfrecord.label_feature chooses one of the integers"
+        log.info("%s: no labels are read; %s: %s", folder, flag, ", ".join(integers))
 
     def earlier() -> str:
         digest = hashlib.sha256(table.tobytes())
         digest.update(b"" if labels is None else labels.tobytes())
         return digest.hexdigest()[:16]
 
-    return Encoded(str(shards[0].parent), Records(shards, table, image_feature), labels, data, label_names, earlier)
+    return Encoded(str(folder), entries, labels, data, label_names, earlier)
 
 
 def _earlier_fingerprint(manifest: dict[str, Any]) -> str:
@@ -102,6 +109,7 @@ def _indexed(
                 return kept["table"], kept["labels"] if label_feature else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # No index yet, or none that can be used.
+    log.info("%s: reads all records once, for an index that is kept in %s", shards[0].parent, cached)
     rows, labels = [], []
     for number, shard in enumerate(shards):
         for offset, record in scan(shard):
@@ -156,16 +164,26 @@ class Records:
         return repr(([str(shard) for shard in self.shards], facts)).encode() + rows.tobytes()
 
     def fetch(self, index: int) -> bytes:
+        try:
+            return _one(self._features(index), self.feature, "bytes_list", "it")
+        except UserError as error:
+            raise BadImage(str(error)) from None
+
+    def integer_features(self) -> list[str]:
+        """The names of the first record's features that are one integer; empty where it is damaged."""
+        try:
+            features = self._features(0)
+        except (BadImage, UserError):
+            return []
+        return [name for name in sorted(features) if len(features[name].int64_list.value) == 1]
+
+    def _features(self, index: int) -> Any:
         shard, offset, length = (int(value) for value in self.table[index])
         try:
             data = os.pread(self.files[shard], _LENGTH.size + length + 4, offset)
         except OSError as error:
             raise BadImage(str(error.strerror)) from None
-        record = _checked(data, length)
-        try:
-            return _one(parse(record, "it"), self.feature, "bytes_list", "it")
-        except UserError as error:
-            raise BadImage(str(error)) from None
+        return parse(_checked(data, length), "it")
 
 
 def masked_crc(data: bytes) -> int:
