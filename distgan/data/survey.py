@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import PIL
+from filelock import FileLock
 
 from distgan import seeds
 from distgan.config import DataConfig
@@ -33,6 +34,7 @@ log = logging.getLogger("distgan")
 SAMPLE = 1024
 """Images that are looked at; where there are no more, all of them."""
 _DEPTHS = (8, 10, 12, 14, 16)
+_LOCK_SECONDS = 600  # Another process of this host may be looking at the same images.
 _UNREADABLE = b"unreadable"
 _VERSION = 1
 
@@ -128,15 +130,17 @@ def survey(name: str, entries: Entries, data: DataConfig) -> Survey:
     key = hashlib.sha256(f"{_VERSION} {PIL.__version__} {len(entries)} {fitted_by} ".encode())
     key.update(entries.state(indices))
     path = cache_dir(data) / f"survey-{key.hexdigest()[:16]}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError):  # None yet, or none that can be used.
-        values = json.loads(path.read_text())
-        return Survey(**{**values, "shape": tuple(values["shape"]), "notes": tuple(values["notes"])})
-    if len(entries) > SAMPLE:
-        log.info("%s: looks at %s of %s images, once", name, f"{SAMPLE:,}", f"{len(entries):,}")
-    looks, made = _look_at(name, entries, indices, data)
-    if all(look.facts for look in looks):  # What cannot be read now may be readable the next time.
-        _write(path, json.dumps(dataclasses.asdict(made)))
-    return made
+    if kept := _load(path):
+        return kept
+    with _alone(path):
+        if kept := _load(path):
+            return kept
+        if len(entries) > SAMPLE:
+            log.info("%s: looks at %s of %s images, once", name, f"{SAMPLE:,}", f"{len(entries):,}")
+        looks, made = _look_at(name, entries, indices, data)
+        if all(look.facts for look in looks):  # What cannot be read now may be readable the next time.
+            _write(path, json.dumps(dataclasses.asdict(made)))
+        return made
 
 
 def _look_at(name: str, entries: Entries, indices: np.ndarray, data: DataConfig) -> tuple[list[_Look], Survey]:
@@ -175,6 +179,23 @@ def _look(entries: Entries, number: int, data: DataConfig) -> _Look:
 
 def _combined(digests: Iterator[bytes]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _load(path: Path) -> Survey | None:
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # None yet, or none that can be used.
+        values = json.loads(path.read_text())
+        return Survey(**{**values, "shape": tuple(values["shape"]), "notes": tuple(values["notes"])})
+    return None
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Among the processes of a host, where the cache can be written: the workers look once, and not each for itself."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, NotImplementedError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(f"{path}.lock", timeout=_LOCK_SECONDS))
+        yield
 
 
 def _write(path: Path, text: str) -> None:
