@@ -111,14 +111,14 @@ def _open(
     if label_names:
         several = ", ".join(label_names[:_NAMED]) + (", ..." if len(label_names) > _NAMED else "")
         log.info("%s: its %s folders are the classes: %s", data.path, f"{len(label_names):,}", several)
-    return Encoded(data.path, entries, labels, data, label_names, lambda: _earlier_fingerprint(entries, listed, labels))
+    return Encoded(data.path, entries, labels, data, label_names, lambda: _earlier_fingerprint(entries, labels))
 
 
-def _earlier_fingerprint(entries: Any, names: Iterable[str], labels: np.ndarray | None) -> str:
+def _earlier_fingerprint(entries: Any, labels: np.ndarray | None) -> str:
     """Of names, sizes and labels, as earlier versions had it."""
     digest = hashlib.sha256()
-    for name in names:
-        digest.update(name.encode(errors="surrogateescape") + b"\0")
+    for index in range(len(entries)):
+        digest.update(entries.names[index] + b"\0")
     digest.update(entries.sizes.tobytes())
     if labels is not None:
         digest.update(labels.tobytes())
