@@ -18,7 +18,16 @@ class DataConfig:
     path: str = option("", "file of the source, where it needs one", may_change=True)
     resolution: int = option(0, "side of the square images in pixels; 0 keeps the source's own", minimum=0)
     channels: int = option(
-        0, "1 gray, 3 colour, 4 with alpha; 0 as the first image is, without alpha", choices=(0, 1, 3, 4)
+        0,
+        "1 gray, 3 colour, 4 with alpha; 0 is 1 where a sample of the files is all gray, otherwise 3, and of arrays their own",
+        choices=(0, 1, 3, 4),
+        may_change=True,
+    )
+    bits: int = option(
+        0,
+        "bits in use of images with 16, the upper 8 of which are taken; 0 is the fewest that hold the values of a sample",
+        choices=(0, 8, 10, 12, 14, 16),
+        may_change=True,
     )
     fit: str = option("crop", "how images that are not square become so", choices=("crop", "pad", "stretch"))
     resample: str = option("lanczos", "filter that resizes", choices=("lanczos", "box"))

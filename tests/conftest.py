@@ -1,6 +1,7 @@
 """What tests share: the command line, in this process or in one of its own."""
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -135,3 +136,21 @@ def refused(capsys):
         return lines[0]
 
     return run
+
+
+@pytest.fixture
+def said():
+    """The lines of the log."""
+    lines = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    handler, log = Handler(), logging.getLogger("distgan")
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield lines
+    log.removeHandler(handler)
+    log.setLevel(level)

@@ -10,11 +10,12 @@ from typing import Any
 from distgan import registry, schema
 from distgan.commands import trained
 from distgan.config import Config, DataConfig, EvaluationConfig, RuntimeConfig
-from distgan.data.source import Description, Images
+from distgan.data.source import Description, Images, earlier_fingerprint
 from distgan.errors import UserError
 from distgan.runtime import devices, topology
 from distgan.schema import option, section
 from distgan.tracking import console
+from distgan.tracking.console import log
 from distgan.training.run_dir import read_config
 
 USAGE = " [RESULT ...]"
@@ -102,6 +103,11 @@ def _of_run(options: Options, config: Config, runtime: Any) -> dict[str, Any] | 
         saved = checkpoint.find(folder, options.checkpoint, "checkpoint")
     info = runtime.control.gather(dict(saved.info))[0]
     description = Description.from_json(info)
+    trained_on = info["data_fingerprint"]
+    if trained_on != images.fingerprint and trained_on == earlier_fingerprint(images):
+        trained_on = images.fingerprint
+    if trained_on != images.fingerprint:
+        log.info("%s: other images than the run was trained on (--data.source and --data.path choose)", images.name)
     with runtime.scope():
         generator = trained.build_generator(options.run_dir, config, description, options.weights, saved.arrays)
     runtime.broadcast([variable.value for variable in generator.variables])
@@ -111,7 +117,7 @@ def _of_run(options: Options, config: Config, runtime: Any) -> dict[str, Any] | 
         "weights": options.weights,
         "statistics": config.ema.statistics,
         "checkpoint": info["images_seen"],
-        "trained_on": info["data_fingerprint"],
+        "trained_on": trained_on,
     }
     result = evaluator.evaluate(
         config.evaluation.metrics,
@@ -134,6 +140,11 @@ def _of_sets(options: Options, config: Config, runtime: Any) -> dict[str, Any] |
     from distgan.training import scores
 
     reals, fakes = (_open_set(path, flag, config) for path, flag in ((options.real, "real"), (options.fake, "fake")))
+    if reals.shape != fakes.shape:
+        sizes = ("x".join(map(str, images.shape)) for images in (reals, fakes))
+        log.info(
+            "--real has images of %s and --fake of %s: --data.resolution and --data.channels make them alike", *sizes
+        )
     result = evaluator.evaluate(
         config.evaluation.metrics,
         evaluator.of_images(reals, runtime, config.data.on_error),

@@ -57,7 +57,7 @@ def loading(config: Config, blocks: int, block_seconds: float) -> dict[str, Any]
                 raise UserError("--what=data measures sources of encoded images: folder, zip, tfrecord or tfds")
             found[name] = _compare(images, config, blocks, block_seconds)
             small = dataclasses.replace(images.data, resolution=images.data.resolution or _TRAINED_SIDE)
-            trained = Encoded(name, images.entries, images.labels, small, images.fingerprint)
+            trained = Encoded(name, images.entries, images.labels, small)
             found[name]["share_of_a_step_waited"] = _waited(trained, config, block_seconds)
     return {"sources": found, "order_of_1e8_images_mib": _order_mib()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -19,12 +20,13 @@ from distgan import schema
 from distgan.config import DataConfig
 from distgan.data import tfrecord
 from distgan.data.pixels import BadImage
-from distgan.data.source import Images
+from distgan.data.source import Encoded, Images, earlier_fingerprint
 from distgan.errors import UserError
 from distgan.runtime import devices
 from distgan.runtime.control import Control
 from distgan.schema import option, section
 from distgan.tracking import console
+from distgan.tracking.console import log
 from distgan.training.stopping import Stop
 
 _SETTINGS = "settings.json"  # While shards are missing: what those that are there were made by.
@@ -53,6 +55,8 @@ def run(options: Options) -> int:
         return _check(images, data, threads)
     if not options.out:
         raise UserError("--out names no folder")
+    if data.flip:
+        log.info("--data.flip has no part in shards: it mirrors while training, where it is given again")
     if images.shape[2] == 2:
         raise UserError(f"{images.name} has 2 channels, which no PNG of a shard can hold: 1, 3 or 4 can")
     try:
@@ -100,12 +104,12 @@ def _prepare(options: Options, images: Images, out: Path, threads: int) -> None:
         "input": images.fingerprint,
     }
     if (out / tfrecord.MANIFEST).exists():
-        _same_settings(out / tfrecord.MANIFEST, settings)
+        _same_settings(out / tfrecord.MANIFEST, settings, images)
         print(f"{out} is prepared")
         return
     out.mkdir(parents=True, exist_ok=True)
     if (out / _SETTINGS).exists():
-        _same_settings(out / _SETTINGS, settings)
+        _same_settings(out / _SETTINGS, settings, images)
     elif any(out.iterdir()):
         raise UserError(f"--out={out} holds other files")
     _write(out / _SETTINGS, json.dumps({"settings": settings}, indent=1).encode())
@@ -131,15 +135,29 @@ def _prepare(options: Options, images: Images, out: Path, threads: int) -> None:
 _OWN = ("data.path", "data.threads", "data.cache_dir", "data.flip")
 
 
-def _same_settings(path: Path, settings: dict[str, Any]) -> None:
+def _same_settings(path: Path, settings: dict[str, Any], images: Images) -> None:
+    """Compares with the settings in a file, which is brought up to date where an earlier version wrote it.
+
+    Raises:
+      UserError: they are others, or cannot be read.
+    """
     try:
-        before = json.loads(path.read_text())["settings"]
+        content = json.loads(path.read_text())
+        written = dict(content["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+    # What was prepared before there was an option went by its default.
+    defaults = {entry.name: entry.value for entry in schema.entries(DataConfig(), "data.") if entry.name in settings}
+    before = {**defaults, **written}
+    if before.get("input") != images.fingerprint and before.get("input") == earlier_fingerprint(images):
+        before["input"] = images.fingerprint
     changed = [name for name in sorted(before.keys() | settings.keys()) if before.get(name) != settings.get(name)]
     if changed:
         words = ", ".join(f"{name}={before.get(name)} (now {settings.get(name)})" for name in changed)
         raise UserError(f"--out={path.parent} was prepared otherwise: {words}; choose another --out")
+    if written != settings:
+        with contextlib.suppress(OSError):  # It can be read, and that is enough.
+            _write(path, json.dumps({**content, "settings": settings}, indent=1).encode() + b"\n")
 
 
 @dataclasses.dataclass
@@ -204,7 +222,9 @@ def _finish(options: Options, images: Images, out: Path, settings: dict[str, Any
     index = io.BytesIO()
     np.savez(index, table=np.array(rows, np.int64), labels=labels)
     _write(out / tfrecord.INDEX, index.getvalue())
-    digest = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
+    entries = tfrecord.Records([out / shard.file for shard in shards], np.array(rows, np.int64), tfrecord.IMAGE)
+    fitted = dataclasses.replace(options.data, channels=images.shape[2], on_error="fail")
+    prepared = Encoded(str(out), entries, labels if images.num_classes else None, fitted, images.label_names)
     manifest = {
         "settings": settings,
         "images": len(rows),
@@ -214,7 +234,7 @@ def _finish(options: Options, images: Images, out: Path, settings: dict[str, Any
         "images_by_label": np.bincount(labels, minlength=images.num_classes).tolist() if images.num_classes else [],
         "left_out": len(bad),
         "left_out_first": bad[:_NAMED],
-        "fingerprint": digest,
+        "fingerprint": prepared.fingerprint,
         "index_sha256": hashlib.sha256(index.getvalue()).hexdigest(),
         "shards": [
             {"file": shard.file, "bytes": shard.bytes, "images": len(shard.rows), "sha256": shard.sha256}

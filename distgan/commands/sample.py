@@ -13,7 +13,7 @@ import numpy as np
 from distgan.commands import trained
 from distgan.config import Config
 from distgan.data.pixels import BadImage
-from distgan.data.source import Description, Images, readable
+from distgan.data.source import Description, Images, earlier_fingerprint, readable
 from distgan.errors import UserError
 from distgan.runtime import devices
 from distgan.schema import option, section, split_names
@@ -230,7 +230,8 @@ def _open_data(run_dir: str, config: Config, info: Any) -> Images:
       UserError: they cannot be opened, or are others now.
     """
     images = config.data.source.options.open(config.data)
-    if images.fingerprint != info["data_fingerprint"]:
+    trained_on = info["data_fingerprint"]
+    if images.fingerprint != trained_on and earlier_fingerprint(images) != trained_on:
         raise UserError(f"--sample.nearest: {images.name} is not the data that --run_dir={run_dir} was trained on")
     return images
 

@@ -200,7 +200,8 @@ def open_images(config: Config) -> Images:
     problems = list(config.model.name.options.fits(images.shape))
     problems += list(config.objective.augmentation.options.fits(images.shape))
     if config.model.conditional and not images.num_classes:
-        problems.append(f"--model.conditional needs labels, and {images.name} has none")
+        reason = getattr(images, "no_classes", "") or "it has no labels"
+        problems.append(f"--model.conditional needs classes, and {images.name} has none: {reason}")
     if config.train.global_batch > images.num_images:
         problems.append(
             f"--train.global_batch={config.train.global_batch} is more than the {images.num_images} images of {images.name}"

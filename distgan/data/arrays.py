@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import socket
 import zipfile
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from distgan.config import DataConfig
 from distgan.data.source import InMemory
 from distgan.errors import UserError
 from distgan.schema import option
+
+log = logging.getLogger("distgan")
 
 _DOWNLOAD_SECONDS = 30  # Without an answer for so long a download is given up.
 _LOCK_SECONDS = 600  # Another process of this host may be downloading the same file.
@@ -69,6 +72,9 @@ class Npz:
         if not data.path:
             raise UserError("--data.source=npz needs --data.path=FILE.npz")
         with _npz("npz", data.path, ("images",)) as file:
+            others = sorted(set(file.files) - {"images", "labels"})
+            if others:
+                log.info("%s: passed over, beside images and labels: %s", data.path, ", ".join(others))
             return InMemory.of(data.path, file["images"], file.get("labels"), data)
 
 
@@ -84,12 +90,13 @@ class StackedDigits:
 
     def open(self, data: DataConfig) -> InMemory:
         images, labels = _digits()
-        digits = InMemory.of("digits", images, labels, data).images
+        digits = InMemory.of("digits", images, labels, dataclasses.replace(data, channels=1)).images
         draws = seeds.bits(seeds.key(0, "stacked digits"), np.arange(3 * self.num_images)) % np.uint64(len(digits))
         chosen = draws.astype(np.int64).reshape(self.num_images, 3)
         stacked = np.concatenate([digits[chosen[:, plane]] for plane in range(3)], axis=-1)
         numbers = (labels[chosen] @ np.array([100, 10, 1])).astype(np.int32)
-        return InMemory("stacked_digits", stacked, numbers, tuple(f"{number:03}" for number in range(1000)))
+        made = InMemory.of("stacked_digits", stacked, numbers, data)
+        return dataclasses.replace(made, labels=numbers, label_names=tuple(f"{number:03}" for number in range(1000)))
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:

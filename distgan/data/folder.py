@@ -1,7 +1,8 @@
 """Images as files: in folders, and the same inside a zip.
 
 A class is the first folder level; or `dataset.json` at the top says it for each file, as StyleGAN's tools write it:
-{"labels": [["00000/img00000000.png", 6], ...]}, or {"labels": null}.
+{"labels": [["00000/img00000000.png", 6], ...]}, or {"labels": null}. What is hidden, and what systems leave behind (`__MACOSX`,
+`lost+found`), is neither image nor class.
 """
 
 from __future__ import annotations
@@ -9,21 +10,44 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from distgan.config import DataConfig
+from distgan.data import labels as label_rules
 from distgan.data.pixels import SUFFIXES, BadImage
 from distgan.data.source import Encoded
+from distgan.data.survey import cache_dir
 from distgan.errors import UserError
 
+log = logging.getLogger("distgan")
+
 _LABELS = "dataset.json"
+_SYSTEM_NAMES = (
+    *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "recycler", "recycled"),
+    *(
+        "system volume information",
+        "@eadir",
+        "@tmp",
+        "@recycle",
+        "#recycle",
+        "#snapshot",
+        "__pycache__",
+        "cachedir.tag",
+    ),
+)
+_HIDDEN = "hidden or of the system"
+_KINDS = 6  # How many kinds of what is passed over are named.
+_LONGEST_SUFFIX = 12
+_NAMED = 5  # How many classes are named.
 _LARGEST_BYTES = 2**30
 _LOCAL_HEADER = 30  # Bytes of a zip entry's own header, before its name and extra field.
 
@@ -36,13 +60,13 @@ class Folder:
         root = _existing(data, "folder")
         if not root.is_dir():
             raise UserError(f"--data.path={root} is not a folder")
-        names, sizes = list_folder(root, Path(data.cache_dir or Path.home() / ".cache" / "distgan"))
+        names, passed_over = list_folder(root, cache_dir(data))
         listed = root / _LABELS
         try:
             text = listed.read_bytes() if listed.exists() else None
         except OSError as error:
             raise UserError(f"{listed} cannot be read: {error.strerror}") from None
-        return _open(data, Files(root, names, sizes), names.decoded(), text, sizes)
+        return _open(data, Files(root, names), names.decoded(), text, passed_over)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +77,13 @@ class Zip:
         path = _existing(data, "zip")
         try:
             with zipfile.ZipFile(path) as archive:
-                infos = sorted(_images_in(archive), key=lambda info: info.filename.encode())
+                passed_over: Counter[str] = Counter()
+                infos = sorted(_images_in(archive, passed_over), key=lambda info: info.filename.encode())
                 text = archive.read(_LABELS) if _LABELS in archive.namelist() else None
         except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, zlib.error) as error:
             raise UserError(f"--data.path={path} is not a readable zip file: {error}") from None
         entries = ZipEntries(path, infos)
-        return _open(data, entries, (info.filename for info in infos), text, entries.sizes)
+        return _open(data, entries, (info.filename for info in infos), text, passed_over)
 
 
 def _existing(data: DataConfig, source: str) -> Path:
@@ -72,18 +97,32 @@ def _existing(data: DataConfig, source: str) -> Path:
     return path
 
 
-def _open(data: DataConfig, entries: Any, names: Any, text: bytes | None, sizes: np.ndarray) -> Encoded:
+def _open(
+    data: DataConfig, entries: Any, names: Iterable[str], text: bytes | None, passed_over: Counter[str]
+) -> Encoded:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in passed_over.most_common(_KINDS))
     if not len(entries):
-        raise UserError(f"--data.path={data.path} holds no image ({', '.join(SUFFIXES)})")
+        others = f"; what it holds: {kinds}" if kinds else ""
+        raise UserError(f"--data.path={data.path} holds no image ({', '.join(SUFFIXES)}){others}")
+    if kinds:
+        log.info("%s: passed over, as no images: %s", data.path, kinds)
     listed = list(names)
     labels, label_names = _listed_labels(data, listed, text) if text is not None else _folder_labels(data, listed)
+    if label_names:
+        several = ", ".join(label_names[:_NAMED]) + (", ..." if len(label_names) > _NAMED else "")
+        log.info("%s: its %s folders are the classes: %s", data.path, f"{len(label_names):,}", several)
+    return Encoded(data.path, entries, labels, data, label_names, lambda: _earlier_fingerprint(entries, labels))
+
+
+def _earlier_fingerprint(entries: Any, labels: np.ndarray | None) -> str:
+    """Of names, sizes and labels, as earlier versions had it."""
     digest = hashlib.sha256()
-    for name in listed:
-        digest.update(name.encode(errors="surrogateescape") + b"\0")
-    digest.update(sizes.tobytes())
+    for index in range(len(entries)):
+        digest.update(entries.names[index] + b"\0")
+    digest.update(entries.sizes.tobytes())
     if labels is not None:
         digest.update(labels.tobytes())
-    return Encoded(data.path, entries, labels, data, digest.hexdigest()[:16], label_names)
+    return digest.hexdigest()[:16]
 
 
 def _folder_labels(data: DataConfig, names: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -110,15 +149,18 @@ def _listed_labels(data: DataConfig, names: Sequence[str], text: bytes) -> tuple
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{where} is not {{"labels": [["name", class], ...]}}: {error}') from None
     if by_name is None:
+        log.info("%s says that there are no labels", where)
         return None, ()
     missing = [name for name in names if name not in by_name]
     if missing:
         raise UserError(f"{where} has no label for {len(missing)} of {len(names)} images, as {missing[0]}")
     labels = [by_name[name] for name in names]
-    wrong = next((each for each in zip(names, labels, strict=True) if type(each[1]) is not int or each[1] < 0), None)
-    if wrong:
-        raise UserError(f"{where}: the label of {wrong[0]} is {wrong[1]}, not a whole number from 0")
-    return np.array(labels, np.int32), ()
+    if absent := len(by_name) - len(set(names) & by_name.keys()):
+        log.info("%s has labels of %s files that are not there", where, f"{absent:,}")
+    for name, label in zip(names, labels, strict=True):
+        if type(label) is not int:
+            raise UserError(f"{where}: the label of {name} is {label}, not a whole number from 0")
+    return label_rules.checked(np.array(labels, object), lambda index: f"{where}: {names[index]}"), ()
 
 
 class Names:
@@ -148,11 +190,16 @@ class Names:
 class Files:
     """Image files below a folder."""
 
-    def __init__(self, root: Path, names: Names, sizes: np.ndarray):
-        self.root, self.names, self.sizes = root, names, sizes
+    def __init__(self, root: Path, names: Names):
+        self.root, self.names = root, names
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 [N], in bytes; 0 of those that are not there."""
+        return np.array([_state(self.name(index))[0] for index in range(len(self))], np.int64)
 
     def name(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
@@ -160,17 +207,27 @@ class Files:
     def fetch(self, index: int) -> bytes:
         try:
             with open(self.name(index), "rb") as file:
-                data = file.read(_LARGEST_BYTES)
+                return file.read(_LARGEST_BYTES)
         except OSError as error:
             since = "; it was there when the folder was listed" if isinstance(error, FileNotFoundError) else ""
             raise BadImage(f"{error.strerror}{since}") from None
-        if len(data) != self.sizes[index]:
-            raise BadImage(f"has {len(data)} bytes, and had {self.sizes[index]} when the folder was listed")
-        return data
+
+    def state(self, indices: np.ndarray) -> bytes:
+        paths = [self.name(index) for index in indices.tolist()]
+        return repr([(path, *_state(path)) for path in paths]).encode()
 
 
-def list_folder(root: Path, cache_dir: Path) -> tuple[Names, np.ndarray]:
-    """The image files below a folder, in the order of their names, and their sizes in bytes (int64 [N]).
+def _state(path: str) -> tuple[int, int, int, int]:
+    """Size in bytes, times of the last write and the last change, and inode of a file; zeros where it is not there."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return 0, 0, 0, 0
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
+
+
+def list_folder(root: Path, cache_dir: Path) -> tuple[Names, Counter[str]]:
+    """The image files below a folder, in the order of their names, and how many of which kind of others are passed over.
 
     The list is kept in `cache_dir`; it holds as long as no folder below was written to since.
 
@@ -180,18 +237,16 @@ def list_folder(root: Path, cache_dir: Path) -> tuple[Names, np.ndarray]:
     cached = cache_dir / f"files-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.npz"
     try:
         with np.load(cached) as kept:
-            names, sizes = Names(kept["blob"], kept["ends"]), kept["sizes"]
+            names, passed_over = Names(kept["blob"], kept["ends"]), Counter(json.loads(str(kept["passed_over"])))
             folders = Names(kept["folder_blob"], kept["folder_ends"]).decoded()
             if all(os.stat(path).st_mtime_ns == time for path, time in zip(folders, kept["times"], strict=True)):
-                return names, sizes
+                return names, passed_over
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # No list yet, or none that can be used.
-    found: list[tuple[bytes, int]] = []
-    times: list[tuple[bytes, int]] = []
-    _walk(os.fsencode(root), b"", (), found, times)
-    found.sort()
-    names, sizes = Names.of([name for name, _ in found]), np.array([size for _, size in found], np.int64)
-    folders_seen = Names.of([name for name, _ in times])
+    listing = _Listing([], [], Counter())
+    _walk(os.fsencode(root), b"", (), listing)
+    names = Names.of(sorted(listing.images))
+    folders_listed = Names.of([name for name, _ in listing.folders])
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         temporary = cached.with_suffix(f".{os.getpid()}.npz")
@@ -199,24 +254,30 @@ def list_folder(root: Path, cache_dir: Path) -> tuple[Names, np.ndarray]:
             temporary,
             blob=names.blob,
             ends=names.ends,
-            sizes=sizes,
-            folder_blob=folders_seen.blob,
-            folder_ends=folders_seen.ends,
-            times=np.array([time for _, time in times], np.int64),
+            passed_over=json.dumps(listing.passed_over),
+            folder_blob=folders_listed.blob,
+            folder_ends=folders_listed.ends,
+            times=np.array([time for _, time in listing.folders], np.int64),
         )
         temporary.rename(cached)
     except OSError:
         pass  # A list that cannot be kept is made again.
-    return names, sizes
+    return names, listing.passed_over
 
 
-def _walk(
-    root: bytes,
-    below: bytes,
-    above: tuple[tuple[int, int], ...],
-    found: list[tuple[bytes, int]],
-    times: list[tuple[bytes, int]],
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Listing:
+    """What lies below a folder."""
+
+    images: list[bytes]
+    """Their names from the folder on."""
+    folders: list[tuple[bytes, int]]
+    """Each with the time of its last write, in ns."""
+    passed_over: Counter[str]
+    """How many of which kind."""
+
+
+def _walk(root: bytes, below: bytes, above: tuple[tuple[int, int], ...], listing: _Listing) -> None:
     path = os.path.join(root, below) if below else root
     try:
         state = os.stat(path)
@@ -224,27 +285,54 @@ def _walk(
             raise UserError(
                 f"--data.path={os.fsdecode(root)}: {os.fsdecode(below)} is a link to a folder that holds it"
             )
-        times.append((path, state.st_mtime_ns))
+        listing.folders.append((path, state.st_mtime_ns))
         above = (*above, (state.st_dev, state.st_ino))
         with os.scandir(path) as entries:
             for entry in entries:
                 name = below + b"/" + entry.name if below else entry.name
-                if entry.is_dir():
-                    _walk(root, name, above, found, times)
-                elif entry.name.lower().endswith(tuple(suffix.encode() for suffix in SUFFIXES)):
-                    found.append((name, entry.stat().st_size))
+                is_folder = entry.is_dir()
+                if name == _LABELS.encode():
+                    continue
+                if kind := _kind(os.fsdecode(entry.name), is_folder):
+                    listing.passed_over[kind] += 1
+                elif is_folder:
+                    _walk(root, name, above, listing)
+                else:
+                    listing.images.append(name)
     except OSError as error:
         raise UserError(f"{os.fsdecode(path)} cannot be listed: {error.strerror}") from None
 
 
-def _images_in(archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
-    """The entries that are images.
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or what a system leaves behind.
+
+    >>> is_hidden("._robin.png"), is_hidden("__MACOSX"), is_hidden("robin.png")
+    (True, True, False)
+    """
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def _kind(name: str, is_folder: bool) -> str:
+    """What a file or folder of this name is that is passed over; empty for images and folders of them."""
+    if is_hidden(name):
+        return _HIDDEN
+    if is_folder or name.lower().endswith(SUFFIXES):
+        return ""
+    return os.path.splitext(name)[1].lower()[:_LONGEST_SUFFIX] or "without a suffix"
+
+
+def _images_in(archive: zipfile.ZipFile, passed_over: Counter[str]) -> Iterator[zipfile.ZipInfo]:
+    """The entries that are images; others are counted by their kinds.
 
     Raises:
       UserError: one leads out of the archive, is encrypted, or claims more than a gibibyte.
     """
     for info in archive.infolist():
-        if info.is_dir() or not info.filename.lower().endswith(SUFFIXES):
+        if info.is_dir() or info.filename == _LABELS:
+            continue
+        *folders, name = (part for part in info.filename.split("/") if part not in ("", ".", ".."))
+        if kind := _HIDDEN if any(map(is_hidden, folders)) else _kind(name, False):
+            passed_over[kind] += 1
             continue
         where = f"{info.filename} in --data.path={archive.filename}"
         if info.filename.startswith(("/", "\\")) or ".." in PurePosixPath(info.filename.replace("\\", "/")).parts:
@@ -293,6 +381,10 @@ class ZipEntries:
         if len(data) != size or zlib.crc32(data) != check:
             raise BadImage("is damaged: its checksum is another one")
         return data
+
+    def state(self, indices: np.ndarray) -> bytes:
+        names = [self.names[index] for index in indices.tolist()]
+        return repr(names).encode() + self.table[indices, 1:].tobytes()
 
     def _read(self, size: int, offset: int) -> bytes:
         return os.pread(self.file, size, offset)

@@ -9,6 +9,7 @@ import functools
 import io
 import struct
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageColor, ImageOps
@@ -22,7 +23,11 @@ MOST_PIXELS = 2**26
 _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _GRAY = ("1", "L", "F", *_SIXTEEN_BITS)
+_TURNS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # Where Pillow looks for the orientation.
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_DEPTH_AND_COLOUR = slice(24, 26)
+_PNG_DEEP_RGB = b"\x10\x02"
+_SURELY_SIXTEEN = 2**14  # A larger value needs more than 14 bits.
 _PNG_COLOURS = {1: (0,), 3: (0, 2), 4: (6,)}  # Channels wanted -> colour types: 0 gray, 2 RGB, 6 RGBA.
 _PNG_CHUNK = struct.Struct(">I4s")
 _PNG_PASSED_OVER = (b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"sBIT", b"tIME")
@@ -44,27 +49,48 @@ class BadImage(Exception):
     """Bytes that are no image, or not one that fits; says why."""
 
 
+class Facts(NamedTuple):
+    """What an image was before it was fitted."""
+
+    height: int
+    width: int
+    gray: bool
+    transparent: bool
+    animated: bool
+    largest: int
+    """The largest value of 16 bits; 0 where there are 8."""
+
+
 def decode(data: bytes, fit: DataConfig, channels: int) -> np.ndarray:
     """The pixels of an encoded image, uint8 [S, S, channels], see `square`.
 
-    EXIF orientation is applied, the first frame taken, 16 bits become 8 by their upper byte. Where `channels` is 1 or 3,
-    transparency is flattened on `fit.background`. 0 channels are 1 for gray images and 3 for others.
+    EXIF orientation is applied, the first frame taken, 16 bits become 8: the upper ones of `fit.bits` (0 is 16). Where
+    `channels` is 1 or 3, transparency is flattened on `fit.background`. 0 channels are 1 for gray images and 3 for others.
 
     Raises:
-      BadImage: what Pillow says.
+      BadImage: what Pillow says, or values that need more bits.
     """
+    return decode_with_facts(data, fit, channels)[0]
+
+
+def decode_with_facts(data: bytes, fit: DataConfig, channels: int) -> tuple[np.ndarray, Facts]:
+    """What `decode` gives, and what the image was before."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise BadImage(f"{width}x{height} is more than {MOST_PIXELS} pixels")
-            upright = ImageOps.exif_transpose(image)
-            pixels = _to_channels(upright, channels or (1 if upright.mode in _GRAY else 3), fit.background)
+            animated = bool(getattr(image, "is_animated", False))
+            eight, largest = _eight_bits(image, data, fit.bits or 16)
+            upright = ImageOps.exif_transpose(eight)
+            gray, transparent = upright.mode in _GRAY, _is_transparent(upright)
+            pixels = _to_channels(upright, channels or (1 if gray else 3), fit.background)
     except BadImage:
         raise
     except Exception as error:  # On broken data Pillow's decoders raise nearly anything.
         raise BadImage(_first_line(error)) from None
-    return square(pixels, fit)
+    height, width, _ = pixels.shape
+    return square(pixels, fit), Facts(height, width, gray, transparent, animated, largest)
 
 
 def plain(data: bytes, shape: tuple[int, int, int]) -> bool:
@@ -142,13 +168,45 @@ def _upright(segment: bytes) -> bool:
         return False
 
 
-def _to_channels(image: Image.Image, channels: int, background: str) -> np.ndarray:
+def _eight_bits(image: Image.Image, data: bytes, bits: int) -> tuple[Image.Image, int]:
+    """The upper 8 of the bits in use of a 16-bit image, and its largest value; others as they are, and 0."""
     if image.mode in _SIXTEEN_BITS:
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 2**16 - 1) >> 8).astype(np.uint8))
-    clear = image.mode in ("PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info
+        values = np.clip(np.asarray(image), 0, 2**16 - 1)
+    elif data.startswith(_PNG) and data[_PNG_DEPTH_AND_COLOUR] == _PNG_DEEP_RGB:
+        largest = int(np.asarray(image).max()) * 256 + 255  # Pillow takes the upper byte of RGB itself.
+        if bits == 16 and largest >= _SURELY_SIXTEEN:
+            return image, largest
+        values = _deep_rgb(data)
+    else:
+        return image, 0
+    largest = int(values.max())
+    if largest >= 2**bits:
+        raise BadImage(f"has values up to {largest}, and {bits} bits hold {2**bits - 1}: choose --data.bits=16")
+    eight = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+    eight.info = {name: value for name, value in image.info.items() if name in _TURNS}
+    return eight, largest
+
+
+def _deep_rgb(data: bytes) -> np.ndarray:
+    """uint16 [H, W, 3] of a PNG, by TensorFlow, as Pillow has no 16 bits for RGB."""
+    import tensorflow as tf
+
+    return tf.io.decode_png(data, 3, tf.uint16).numpy()
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in ("PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info
+
+
+def to_channels(pixels: np.ndarray, channels: int, background: str) -> np.ndarray:
+    """uint8 [H, W, 1 to 4] (gray, with alpha, RGB, with alpha) -> uint8 [H, W, channels], as `decode` makes them."""
+    return _to_channels(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), channels, background)
+
+
+def _to_channels(image: Image.Image, channels: int, background: str) -> np.ndarray:
     if channels == 4:
         image = image.convert("RGBA")
-    elif clear:
+    elif _is_transparent(image):
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (*ImageColor.getrgb(background)[:3], 255))
         image = Image.alpha_composite(ground, image).convert("L" if channels == 1 else "RGB")

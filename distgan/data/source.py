@@ -7,25 +7,32 @@ a line in `distgan.data.SOURCES`; your own is named `my_package.my_module:MySour
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from distgan.config import DataConfig
-from distgan.data.pixels import BadImage, decode, plain, square
+from distgan.data import labels as label_rules
+from distgan.data import survey
+from distgan.data.pixels import BadImage, Facts, decode, plain, square, to_channels
+from distgan.data.survey import Entries
 from distgan.errors import UserError
 
 log = logging.getLogger("distgan")
 
 _BYTES_PER_CALL = 2**18
-_LOOKS = 100  # At how many images to look for one that can be read.
 
 
 class Images(Protocol):
-    """An open data set with random access. One of encoded images can have `looks_plain` and `encoded` too, as `Encoded` has."""
+    """An open data set with random access.
+
+    It can have more: `looks_plain` and `encoded`, as `Encoded` has; `no_classes`, why it has labels and no classes; and
+    `earlier_fingerprint`, by which earlier versions knew it.
+    """
 
     name: str
     """For messages."""
@@ -39,7 +46,7 @@ class Images(Protocol):
     label_counts: np.ndarray
     """Images of each class: int64 [K]."""
     fingerprint: str
-    """Identifies the pixels and labels: equal for equal data, wherever it lies."""
+    """Identifies the pixels and labels: equal for equal data, wherever and in whatever files it lies."""
     images_per_call: int
     """How many images `read` is best asked for at once, from several threads."""
 
@@ -50,6 +57,11 @@ class Images(Protocol):
           BadImage: one of them cannot be read; names it.
         """
         ...
+
+
+def earlier_fingerprint(images: Images) -> str:
+    """By which earlier versions knew the images; empty where they made other pixels of them."""
+    return getattr(images, "earlier_fingerprint", "")
 
 
 def readable(images: Images, indices: np.ndarray, on_error: str = "skip") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -124,13 +136,17 @@ class InMemory:
     labels: np.ndarray | None
     """int32 [N], or None."""
     label_names: tuple[str, ...] = ()
+    no_classes: str = ""
+    """Why labels that there were are none of classes."""
 
     @classmethod
     def of(cls, name: str, images: np.ndarray, labels: np.ndarray | None, fit: DataConfig) -> InMemory:
         """Checks arrays, and makes squares of them: uint8 [N, H, W] or [N, H, W, C], integer [N].
 
+        What is done to images of the user's, at `fit.path`, goes to the log.
+
         Raises:
-          UserError: a wrong dtype or shape, or no image.
+          UserError: a wrong dtype or shape, a label that is none, or no image.
         """
         if images.dtype != np.uint8 or images.ndim not in (3, 4):
             raise UserError(
@@ -143,14 +159,22 @@ class InMemory:
         if not (height and width and 1 <= channels <= 4):
             raise UserError(f"{name}: images must have 1 to 4 channels, not {height}x{width}x{channels}")
         if labels is not None:
-            if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count,) or labels.min() < 0:
+            if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (count,):
                 raise UserError(
                     f"{name}: labels must be integers [{count}] from 0, not {labels.dtype} {list(labels.shape)}"
                 )
-            labels = labels.astype(np.int32)
+            labels = label_rules.checked(labels, lambda index: f"{name}: image {index}")
+        if fit.channels not in (0, channels):
+            images = np.stack([to_channels(image, fit.channels, fit.background) for image in images])
         if height != width or fit.resolution not in (0, height):
             images = np.stack([square(image, fit) for image in images])
-        return cls(name, np.ascontiguousarray(images), labels)
+        no_classes = label_rules.not_classes(labels)
+        made = cls(name, np.ascontiguousarray(images), None if no_classes else labels, no_classes=no_classes)
+        if fit.path:
+            facts = Facts(height, width, channels < 3, channels in (2, 4), False, 0)
+            survey.say(name, list(survey.notes([facts] * count, fit, made.shape)))
+            _say_of_labels(name, no_classes)
+        return made
 
     @property
     def num_images(self) -> int:
@@ -174,8 +198,13 @@ class InMemory:
         # A call takes about as long for one image as for this many bytes.
         return max(1, _BYTES_PER_CALL // self.images[0].nbytes)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
+        pixels = survey.digest(self.images[index] for index in survey.sample(self.num_images))
+        return survey.fingerprint(self.num_images, self.shape, self.labels, pixels)
+
+    @functools.cached_property
+    def earlier_fingerprint(self) -> str:
         digest = hashlib.sha256(str(self.images.shape).encode())
         digest.update(self.images.data)
         if self.labels is not None:
@@ -186,6 +215,11 @@ class InMemory:
         return self.images[indices], _at(self.labels, indices)
 
 
+def _say_of_labels(name: str, no_classes: str) -> None:
+    if no_classes:
+        log.info("%s: it has no classes: %s", name, no_classes)
+
+
 def _at(labels: np.ndarray | None, indices: np.ndarray) -> np.ndarray:
     return np.zeros(len(indices), np.int32) if labels is None else labels[indices]
 
@@ -194,30 +228,10 @@ def _count(labels: np.ndarray | None, num_classes: int) -> np.ndarray:
     return np.bincount(labels if labels is not None else [], minlength=num_classes)[:num_classes].astype(np.int64)
 
 
-class Entries(Protocol):
-    """Encoded images by index, as they lie in files."""
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """For messages."""
-        ...
-
-    def fetch(self, index: int) -> bytes:
-        """The encoded image; called from several threads at once.
-
-        Raises:
-          BadImage: it is not there any more, or another one than was listed.
-        """
-        ...
-
-
 class Encoded:
     """Images that are decoded when they are read."""
 
     images_per_call = 8
-    looks_plain: bool
-    """Whether the first readable image is `plain`: where it is not, as in all that are resized, `encoded` is not worth a try."""
 
     def __init__(
         self,
@@ -225,35 +239,51 @@ class Encoded:
         entries: Entries,
         labels: np.ndarray | None,
         data: DataConfig,
-        fingerprint: str,
         label_names: Sequence[str] = (),
+        earlier: Callable[[], str] = lambda: "",
     ):
-        """Looks at the first images, for the shape of all.
+        """Looks at a sample of the images, for the shape of all and who they are; what is done to them goes to the log.
+
+        Args:
+          name: for messages.
+          entries: the encoded images.
+          labels: int32 [N], or None.
+          data: how images are fitted.
+          label_names: of the classes, where they have names.
+          earlier: the fingerprint by which earlier versions knew them.
 
         Raises:
           UserError: none of them can be read.
         """
-        self.name, self.entries, self.labels, self.data = name, entries, labels, data
-        self.fingerprint, self.label_names = fingerprint, label_names
+        self.name, self.entries, self.label_names = name, entries, label_names
         self.num_images = len(entries)
-        self.num_classes = 0 if labels is None else max(int(labels.max()) + 1, len(label_names))
-        self.label_counts = _count(labels, self.num_classes)
-        self.shape = self._first_shape()
+        self.no_classes = label_rules.not_classes(labels, label_names)
+        """Why labels that there were are none of classes."""
+        self.labels = None if self.no_classes else labels
+        self.num_classes = 0 if self.labels is None else max(int(self.labels.max()) + 1, len(label_names))
+        self.label_counts = _count(self.labels, self.num_classes)
+        surveyed = survey.survey(name, entries, data)
+        self.shape = surveyed.shape
+        self.looks_plain = surveyed.looks_plain
+        """Whether the first readable image is `plain`: where not, as in all that are resized, `encoded` is not worth a try."""
+        self.fingerprint = survey.fingerprint(self.num_images, self.shape, self.labels, surveyed.digest)
+        self.data = dataclasses.replace(data, channels=self.shape[2], bits=surveyed.bits)
+        self._given, self._earlier = data, earlier
+        survey.say(name, surveyed.notes)
+        _say_of_labels(name, self.no_classes)
 
-    def _first_shape(self) -> tuple[int, int, int]:
-        reason = ""
-        for index in range(min(self.num_images, _LOOKS)):
+    @functools.cached_property
+    def earlier_fingerprint(self) -> str:
+        """Empty where they made other pixels of them: by the first image's channels, and the upper 8 of 16 bits."""
+        if self.data.bits != 16:
+            return ""
+        if not self._given.channels:
             try:
-                data = self.entries.fetch(index)
-                height, width, channels = decode(data, self.data, self.data.channels).shape
-            except BadImage as error:
-                reason = reason or f"{self.entries.name(index)}: {error}"
-                if self.data.on_error == "fail":
-                    break
-                continue
-            self.looks_plain = plain(data, (height, width, channels))
-            return height, width, channels
-        raise UserError(f"{self.name} holds no readable image: {reason}")
+                if decode(self.entries.fetch(0), self._given, 0).shape != self.shape:
+                    return ""
+            except BadImage:
+                pass
+        return self._earlier()
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pixels = np.empty((len(indices), *self.shape), np.uint8)
@@ -263,7 +293,7 @@ class Encoded:
 
     def encoded(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray] | None:
         """The bytes and labels (int32 [N]) of images that are all `plain`, at int64 [N] indices; None if one is not."""
-        found: list[bytes] = []
+        several: list[bytes] = []
         for index in indices.tolist():
             try:
                 data = self.entries.fetch(index)
@@ -271,8 +301,8 @@ class Encoded:
                 return None
             if not plain(data, self.shape):
                 return None
-            found.append(data)
-        return found, _at(self.labels, indices)
+            several.append(data)
+        return several, _at(self.labels, indices)
 
     def _image(self, index: int) -> np.ndarray:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import struct
 import zipfile
@@ -20,10 +21,14 @@ from typing import Any
 import numpy as np
 
 from distgan.config import DataConfig
+from distgan.data import labels as label_rules
+from distgan.data.folder import is_hidden
 from distgan.data.pixels import BadImage
 from distgan.data.source import Encoded
 from distgan.errors import UserError
 from distgan.schema import option
+
+log = logging.getLogger("distgan")
 
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
@@ -50,8 +55,9 @@ class TfRecord:
             shards = [root / shard["file"] for shard in manifest["shards"]]
             entries = Records(shards, table, IMAGE)
             data = dataclasses.replace(data, channels=data.channels or manifest["shape"][2])
-            return Encoded(data.path, entries, labels, data, manifest["fingerprint"], tuple(manifest["label_names"]))
-        shards = sorted(path for path in root.iterdir() if _SUFFIX in path.name)
+            names = tuple(manifest["label_names"])
+            return Encoded(data.path, entries, labels, data, names, lambda: _earlier_fingerprint(manifest))
+        shards = sorted(path for path in root.iterdir() if _SUFFIX in path.name and not is_hidden(path.name))
         if not shards:
             raise UserError(f"--data.path={root} holds no {MANIFEST} and no file with {_SUFFIX} in its name")
         return open_shards(shards, self.image_feature, self.label_feature, Path(data.cache_dir or root), data)
@@ -71,10 +77,23 @@ def open_shards(
       UserError: a shard or a feature is not as it should be, or the index cannot be kept.
     """
     table, labels = _indexed(shards, image_feature, label_feature, cache_dir)
-    digest = hashlib.sha256(table.tobytes())
-    digest.update(b"" if labels is None else labels.tobytes())
-    entries = Records(shards, table, image_feature)
-    return Encoded(str(shards[0].parent), entries, labels, data, digest.hexdigest()[:16], label_names)
+    entries, folder = Records(shards, table, image_feature), shards[0].parent
+    if not label_feature and (integers := entries.integer_features()):
+        flag = "--data.tfrecord.label_feature chooses one of the integers"
+        log.info("%s: no labels are read; %s: %s", folder, flag, ", ".join(integers))
+
+    def earlier() -> str:
+        digest = hashlib.sha256(table.tobytes())
+        digest.update(b"" if labels is None else labels.tobytes())
+        return digest.hexdigest()[:16]
+
+    return Encoded(str(folder), entries, labels, data, label_names, earlier)
+
+
+def _earlier_fingerprint(manifest: dict[str, Any]) -> str:
+    """Of the shards' checksums, as earlier versions had it."""
+    checksums = "".join(shard["sha256"] for shard in manifest["shards"])
+    return hashlib.sha256(checksums.encode()).hexdigest()[:16]
 
 
 def _indexed(
@@ -90,6 +109,7 @@ def _indexed(
                 return kept["table"], kept["labels"] if label_feature else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # No index yet, or none that can be used.
+    log.info("%s: reads all records once, for an index that is kept in %s", shards[0].parent, cached)
     rows, labels = [], []
     for number, shard in enumerate(shards):
         for offset, record in scan(shard):
@@ -100,9 +120,10 @@ def _indexed(
             rows.append((number, offset, len(record)))
     if not rows:
         raise UserError(f"{shards[0].parent} holds no record")
-    if labels and min(labels) < 0:
-        raise UserError(f"{shards[0].parent}: a label is {min(labels)}, not a whole number from 0")
-    table, label_array = np.array(rows, np.int64), np.array(labels, np.int32)
+    table = np.array(rows, np.int64)
+    label_array = label_rules.checked(
+        np.array(labels, np.int64), lambda index: f"record at {rows[index][1]} of {shards[rows[index][0]]}"
+    )
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         temporary = cached.with_suffix(f".{os.getpid()}.npz")
@@ -133,17 +154,36 @@ class Records:
         shard, offset, _ = self.table[index]
         return f"record at {offset} of {self.shards[shard]}"
 
+    def state(self, indices: np.ndarray) -> bytes:
+        rows = self.table[indices]
+        try:
+            states = [os.stat(self.shards[shard]) for shard in np.unique(rows[:, 0])]
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+        facts = [(state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino) for state in states]
+        return repr(([str(shard) for shard in self.shards], facts)).encode() + rows.tobytes()
+
     def fetch(self, index: int) -> bytes:
+        try:
+            return _one(self._features(index), self.feature, "bytes_list", "it")
+        except UserError as error:
+            raise BadImage(str(error)) from None
+
+    def integer_features(self) -> list[str]:
+        """The names of the first record's features that are one integer; empty where it is damaged."""
+        try:
+            features = self._features(0)
+        except (BadImage, UserError):
+            return []
+        return [name for name in sorted(features) if len(features[name].int64_list.value) == 1]
+
+    def _features(self, index: int) -> Any:
         shard, offset, length = (int(value) for value in self.table[index])
         try:
             data = os.pread(self.files[shard], _LENGTH.size + length + 4, offset)
         except OSError as error:
             raise BadImage(str(error.strerror)) from None
-        record = _checked(data, length)
-        try:
-            return _one(parse(record, "it"), self.feature, "bytes_list", "it")
-        except UserError as error:
-            raise BadImage(str(error)) from None
+        return parse(_checked(data, length), "it")
 
 
 def masked_crc(data: bytes) -> int:

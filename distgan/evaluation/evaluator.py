@@ -7,7 +7,9 @@ the image alone. Workers add up moments in float64, and gather features only whe
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +31,8 @@ from distgan.evaluation.protocols import Collected, Metric
 from distgan.evaluation.sampling import CHUNK, Sampler, latents_key
 from distgan.runtime.base import Runtime
 from distgan.schema import Part
+
+log = logging.getLogger("distgan")
 
 _ROWS_PER_PRODUCT = 2048  # Outer products are summed of so many images at once, which costs less than one by one.
 _ROWS_PER_SUM = 8192  # Features of so many images are gathered at once, to bound memory.
@@ -227,6 +231,8 @@ def _collect(
     path = _kept_at(cache_dir, side, extractor)
     if path and runtime.topology.is_primary:
         known = _load(path, asked)
+    if path and known.keys() >= set(asked):
+        _say_where_from(path, name)
     missing = runtime.control.gather([each for each in asked if each not in known])[0]
     missing = [(count, field) for count, field in missing]
     if missing:
@@ -238,6 +244,11 @@ def _collect(
         _collected(count, {field: known.get((count, field)) for field in fields})
         for (fields, _), count in zip(wanted, counts, strict=True)
     ]
+
+
+@functools.cache  # Once a process, however many evaluations there are.
+def _say_where_from(path: Path, name: str) -> None:
+    log.info("statistics of the %ss are those of an earlier evaluation, kept in %s", name, path)
 
 
 def _collected(asked: int, values: Mapping[str, Any]) -> Collected:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,22 @@ _RECORDED = (*_COMPUTING, "wandb")
 class RunDir:
     """A directory opened for writing by one process; see `read_config` for reading."""
 
-    def __init__(self, path: Path, config: Config, data_fingerprint: str, patience_seconds: float = 0):
-        """Makes or goes on with a run; another process has `patience_seconds` to let go of it.
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        data_fingerprint: str,
+        patience_seconds: float = 0,
+        earlier_fingerprint: Callable[[], str] = lambda: "",
+    ):
+        """Makes or goes on with a run.
+
+        Args:
+          path: the directory.
+          config: of this start.
+          data_fingerprint: of the data.
+          patience_seconds: another process has so long to let go of it.
+          earlier_fingerprint: by which earlier versions knew the data; empty where they made other pixels of it.
 
         Raises:
           UserError: it cannot be written, another process writes it, or it holds another run.
@@ -42,7 +56,7 @@ class RunDir:
         except OSError as error:
             raise UserError(f"--run_dir={path} cannot be written: {error.strerror}") from None
         try:
-            self.starts = self._record(config, data_fingerprint)
+            self.starts = self._record(config, data_fingerprint, earlier_fingerprint)
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
@@ -71,7 +85,7 @@ class RunDir:
         """Lets another process in."""
         self._lock.release()
 
-    def _record(self, config: Config, data_fingerprint: str) -> int:
+    def _record(self, config: Config, data_fingerprint: str, earlier_fingerprint: Callable[[], str]) -> int:
         """Writes config.json with this start; returns how many starts there were before."""
         path = self.path / "config.json"
         flat = schema.flatten(config)
@@ -83,9 +97,11 @@ class RunDir:
                 raise UserError(
                     f"--run_dir={self.path} holds another run: {', '.join(changed)}; choose another --run_dir"
                 )
-            if old["data_fingerprint"] != data_fingerprint:
+            recorded = old["data_fingerprint"]
+            if recorded != data_fingerprint and recorded != earlier_fingerprint():
                 raise UserError(
-                    f"--run_dir={self.path} holds a run on other data than --data.source and --data.path give"
+                    f"--run_dir={self.path} holds a run on other data than --data.source and --data.path give, or than "
+                    "--data.channels and --data.bits make of it; choose another --run_dir"
                 )
             starts = old["starts"]
             if starts and (changes := _changes(starts[-1]["versions"], versions())):

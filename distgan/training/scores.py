@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distgan.config import Config
-from distgan.data.source import Images
+from distgan.data.source import Images, earlier_fingerprint
 from distgan.evaluation import evaluator
 from distgan.evaluation.evaluator import Interrupted, Result
 from distgan.evaluation.features import Features
@@ -49,7 +49,7 @@ class Evaluations:
         self.reals = evaluator.of_images(images, runtime, config.data.on_error)
         self.extractor = open_extractor(config, images, runtime)
         self.data_fingerprint = images.fingerprint
-        self.results = read(directory) if directory else []
+        self.results = [_of_now(result, images) for result in read(directory)] if directory else []
 
     def __call__(self, seen: int, interrupted: Interrupted) -> Mapping[str, Any] | None:
         """Evaluates the averaged generator; returns the result on the primary, which may have it from an earlier start.
@@ -112,6 +112,14 @@ def sort_key(score: float, lower_is_better: bool) -> float:
     if not math.isfinite(score):
         return math.inf
     return score if lower_is_better else -score
+
+
+def _of_now(result: dict[str, Any], images: Images) -> dict[str, Any]:
+    """A result with the data's fingerprint in place of the one by which earlier versions knew it."""
+    if all(card.get("trained_on") == images.fingerprint for card in result["cards"].values()):
+        return result
+    earlier = earlier_fingerprint(images)
+    return json.loads(json.dumps(result).replace(earlier, images.fingerprint)) if earlier else result
 
 
 def _protocol(card: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from distgan import config as configs
 from distgan import schema
 from distgan.config import Config
 from distgan.data.pipeline import Reader
-from distgan.data.source import Description, Images
+from distgan.data.source import Description, Images, earlier_fingerprint
 from distgan.errors import Diverged, Stopped, UserError
 from distgan.runtime import topology
 from distgan.runtime.base import Runtime
@@ -108,7 +108,10 @@ class Worker:
             console.start_log()
             console.log_to(self.path / "log.txt")
         patience = _LET_GO_SECONDS if group.reason else 0
-        run.directory = directory = RunDir(self.path, self.config, self.images.fingerprint, patience)
+        images = self.images
+        run.directory = directory = RunDir(
+            self.path, self.config, images.fingerprint, patience, lambda: earlier_fingerprint(images)
+        )
         on_disk = checkpoint.newest(directory.checkpoints, repair=True)
         run.best = on_disk.info.get("best") if on_disk else None
         rows = JsonLines(self.path / "metrics.jsonl")
