@@ -222,10 +222,9 @@ def test_slurm_script(tmp_path):
     assert "slurm.sbatch: DISTGAN_STRATEGY=ring" in run("ring", 2)[1]
 
 
-def test_what_the_build_for_gpus_needs():
-    _, err = script(
-        "install_horovod.sh", "--gpu", code=2, env=environment() | {"VIRTUAL_ENV": sys.prefix, "CUDA_HOME": ""}
-    )
+def test_what_the_build_for_gpus_needs(tmp_path):
+    variables = {"VIRTUAL_ENV": sys.prefix, "CUDA_HOME": str(tmp_path)}
+    _, err = script("install_horovod.sh", "--gpu", code=2, env=environment() | variables)
     [line] = err.splitlines()
     assert line.startswith("install_horovod: --gpu needs CUDA_HOME to name a CUDA 12 toolkit with bin/nvcc")
 
