@@ -2,7 +2,8 @@
 # The steps of k8s/Dockerfile, on Debian, as root.
 #   bash launch/image.sh system             what the pods need, and their user
 #   bash launch/image.sh compilers          what Horovod is built with
-#   bash launch/image.sh packages cpu|gpu   distgan, TensorFlow and Horovod, in .venv beside the checkout
+#   bash launch/image.sh packages cpu|gpu   distgan, TensorFlow and Horovod, in .venv beside the checkout; further words
+#                                           are options of launch/install_horovod.sh
 set -euo pipefail
 
 add() {
@@ -30,7 +31,7 @@ case "${1:-}" in
       *) echo "image.sh: packages needs cpu or gpu, and not '${2:-}'" >&2; exit 2 ;;
     esac
     bash launch/setup.sh "$extras"
-    bash launch/install_horovod.sh "${options[@]}"
+    bash launch/install_horovod.sh "${options[@]}" "${@:3}"
     .venv/bin/python -m compileall -q distgan # The pods cannot write what they compile.
     ;;
   *)

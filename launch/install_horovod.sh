@@ -137,6 +137,6 @@ hvd.init()
 total = hvd.allreduce(tf.constant(float(hvd.rank() + 1)), op=hvd.Sum)
 assert hvd.size() == 2 and float(total) == 3.0, (hvd.size(), total)
 assert [bool(hvd.nccl_built()), bool(hvd.mpi_built())] == [word == "1" for word in sys.argv[1:]], sys.argv'
-PATH="$(dirname "$python"):$PATH" timeout 120 horovodrun --gloo -np 2 "$python" -c "$check" $gpu $mpi >"$cache/check.log" 2>&1 ||
-  missing "Horovod is installed, but a reduction over two ranks failed; see $cache/check.log"
+PATH="$(dirname "$python"):$PATH" timeout 600 horovodrun --gloo -np 2 "$python" -c "$check" $gpu $mpi >"$cache/check.log" 2>&1 ||
+  missing "Horovod is installed, but a reduction over two ranks failed or took over 10 minutes; see $cache/check.log"
 echo "install_horovod: Horovod $version works with TensorFlow $tensorflow in $(dirname "$(dirname "$python")")"

@@ -35,6 +35,9 @@ leave_out "$(PYTHONPATH=tests python -c 'import hosts; print(", ".join(hosts.mis
 leave_out "$(command -v kubectl >/dev/null || echo kubectl)" tests/test_manifests.py tests/test_launch_kubernetes.py
 leave_out "$(PYTHONPATH=tests python -c 'import hosts, pods; print(", ".join(hosts.missing(pods.NEEDED)))')" tests/test_pods.py tests/test_image.py
 leave_out "$(PYTHONPATH=tests python -c 'import environments; print(", ".join(environments.missing()))')" tests/test_versions.py
+case " $*" in
+  *" --soak"*) leave_out "$(PYTHONPATH=tests python -c 'import hosts, pods, toolkit; print(", ".join([*hosts.missing(pods.NEEDED), *toolkit.missing()]))')" tests/test_gpu_packages.py ;;
+esac
 leave_out "$(PYTHONPATH=tests python -c 'import browser; print("" if browser.program() else "chromium or chromium-headless-shell")')" tests/test_report_browser.py
 if [ "$(id -u)" != 0 ]; then
   [ -z "${CI:-}" ] || missing "the tests of small disks need root"

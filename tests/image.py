@@ -1,7 +1,8 @@
 """Executes the steps of a Dockerfile without a builder: each stage is a layer over this machine's root, entered by chroot.
 
 Understood is what k8s/Dockerfile has: FROM, ARG, ENV, WORKDIR, USER, COPY, RUN, and what is only noted, as ENTRYPOINT. A base
-image is this machine's own root, so only a Debian with Python stands for python:*-slim.
+image is this machine's own root, so only a Debian with Python stands for python:*-slim; one that is only copied from may be any
+folder.
 """
 
 import fnmatch
@@ -102,13 +103,14 @@ def context(folder, patterns):
     return folder
 
 
-def build(folder, arguments, before_run):
+def build(folder, arguments, before_run, bases=None):
     """Executes k8s/Dockerfile.
 
     Args:
       folder: an empty one, for the layers.
       arguments: of --build-arg.
       before_run: called with each stage before a RUN of it.
+      bases: folders that stand for base images, by their names.
 
     Returns:
       The last stage, and the pairs of a RUN's words and its output.
@@ -127,6 +129,8 @@ def build(folder, arguments, before_run):
             base, *named = rest.split()
             current = named[1] if named else "final"
             stage = Stage(folder / current, stages.get(base)) if current in needed else None
+            if stage and base in (bases or {}):
+                stage.layers.insert(0, bases[base])
             stages[current] = stage
         elif stage is None:
             continue

@@ -1,6 +1,6 @@
 """The image: the steps of k8s/Dockerfile for CPUs, executed one by one over this machine's root, and what comes of them.
 
-Left out, as no test here can do it: pulling the base images, and the GPU's stages.
+Left out, as no test here can do it: pulling the base images. The stages for GPUs are in test_gpu_packages.py.
 """
 
 import os
@@ -22,18 +22,23 @@ def memory(tmp_path):
     subprocess.run(["umount", tmp_path], check=True)
 
 
+def slim_base(stage):
+    """Makes the stage `system` what python:*-slim is: without users."""
+    if stage.top.name == "system":
+        for name in ("passwd", "group"):
+            lines = Path("/etc", name).read_text().splitlines(keepends=True)
+            (stage.top / "etc").mkdir(exist_ok=True)
+            (stage.top / "etc" / name).write_text("".join(line for line in lines if line.split(":")[2] != "1000"))
+
+
 def test_image(memory):
     caches = {name: os.environ[name] for name in ("XDG_CACHE_HOME",) if name in os.environ}
     packages = f"{sysconfig.get_path('purelib')}\n"
 
     def before_run(stage):
-        """Makes the base as python:*-slim, without users, and spares the download of TensorFlow."""
+        """Spares the download of TensorFlow."""
         stage.environment |= caches
-        if stage.top.name == "system":
-            for name in ("passwd", "group"):
-                lines = Path("/etc", name).read_text().splitlines(keepends=True)
-                (stage.top / "etc").mkdir(exist_ok=True)
-                (stage.top / "etc" / name).write_text("".join(line for line in lines if line.split(":")[2] != "1000"))
+        slim_base(stage)
         if stage.top.name == "build":  # It sees this environment's packages.
             venv = stage.top / "opt/distgan/.venv"
             subprocess.run([sys.executable, "-m", "venv", venv], check=True)

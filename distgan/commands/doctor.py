@@ -12,7 +12,7 @@ from pathlib import Path
 from distgan.commands import restart
 from distgan.config import RuntimeConfig
 from distgan.errors import Exit, UserError
-from distgan.runtime import control, devices, topology
+from distgan.runtime import control, cuda, devices, topology
 from distgan.schema import option, section
 from distgan.training.run_dir import versions
 
@@ -50,7 +50,7 @@ def run(options: Options) -> int:
     print(f"machine: {platform.platform()}, {os.cpu_count()} CPUs")
     devices.silence(options.verbosity)
     names = devices.gpu_names()
-    print(f"GPUs: {', '.join(names) if names else 'none'}")
+    print(f"GPUs: {', '.join(names) or f'none ({cuda.explain()})'}")
     print(f"Horovod: {_horovod()}")
     print(f"ssh: {shutil.which('ssh') or 'none (horovodrun needs it for other hosts)'}")
     with control.listen(0):
