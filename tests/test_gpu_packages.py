@@ -122,7 +122,7 @@ def test_horovod_library(packages):
     resolved = packages.run("ldd", "-r", packages.horovod)
     assert "undefined symbol" not in resolved
     nccl = re.search(r"libnccl\.so\.2 => (\S+)", resolved)[1]
-    assert Path(nccl).resolve() == packages.site / "nvidia/nccl/lib/libnccl.so.2"
+    assert Path(nccl).resolve() == packages.site.resolve() / "nvidia/nccl/lib/libnccl.so.2"
 
 
 def test_horovod_built(packages):
