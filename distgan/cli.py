@@ -50,15 +50,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(words)
     except Exit as error:
-        if error.spoken if isinstance(error, Ended) else _speaks_for_all():
-            print(f"distgan: {error}", file=sys.stderr)
-        return error.code
+        return _end(error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader of our output left (`| head`); point stdout elsewhere so that closing it does not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        ending = _explain(error, words[0])
+        if ending is None:
+            raise
+        return _end(ending)
+
+
+def _end(error: Exit) -> int:
+    """Says what a command ends with; returns the exit code."""
+    if error.spoken if isinstance(error, Ended) else _speaks_for_all():
+        print(f"distgan: {error}", file=sys.stderr)
+    return error.code
+
+
+def _explain(error: Exception, command: str) -> Exit | None:
+    """A device's error in one line; None of any other."""
+    if "tensorflow" not in sys.modules:
+        return None
+    from distgan.runtime import device_errors
+
+    remedy = (
+        "another process may hold the memory (nvidia-smi tells); with CUDA_VISIBLE_DEVICES= in front the CPU does it"
+    )
+    return device_errors.explain(error, f"distgan {command}", lambda: remedy)
 
 
 def _speaks_for_all() -> bool:

@@ -98,7 +98,7 @@ def around(function, before=lambda *_: None, after=lambda *_: None):
 def patches(reach):
     """The places, in the program's own functions."""
     from distgan.evaluation import evaluator
-    from distgan.training import checkpoint, loop
+    from distgan.training import checkpoint, step
 
     def before_file(path, _):
         if path.name == checkpoint._MANIFEST:
@@ -113,7 +113,8 @@ def patches(reach):
             reach("rename")
 
     for module, name, before, after in (
-        (loop, "_advance", lambda *_: reach("step"), None),
+        (step.Advance, "__call__", lambda *_: reach("step"), None),
+        (step.Advance, "measure", lambda *_: reach("step"), None),
         (evaluator, "_collect", lambda *_: reach("evaluation"), None),
         (checkpoint, "_write_through", before_file, after_file),
         (checkpoint, "_sync", None, after_sync),

@@ -3,12 +3,14 @@
 import dataclasses
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import tensorflow as tf
 from conftest import REPOSITORY, SMALL, environment, finish, finish_all, launch, rows
 
 from distgan import schema
+from distgan.cli import COMMANDS, main
 from distgan.config import Config
 from distgan.data.source import Description
 from distgan.errors import Broken, UserError
@@ -133,6 +135,24 @@ def test_device_errors(run, error, expected, text):
 )
 def test_other_errors_stay(run, error):
     assert explained(run, error) is error
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_it_in_one_line(command, monkeypatch, capsys):
+    def ends_with(error):
+        monkeypatch.setattr(f"{COMMANDS[command][0]}.run", mock.Mock(side_effect=error))
+
+    for error, code, text in (
+        (tf.errors.ResourceExhaustedError(None, None, OOM), 2, "out of memory at distgan"),
+        (tf.errors.InternalError(None, None, "NCCL: unhandled system error"), 1, "a GPU or a sum over GPUs failed"),
+    ):
+        ends_with(error)
+        assert main([command]) == code
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"distgan: {text}")
+    ends_with(ValueError("of our own"))
+    with pytest.raises(ValueError, match="of our own"):
+        main([command])
 
 
 def test_one_worker(tmp_path):

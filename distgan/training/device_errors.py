@@ -1,15 +1,10 @@
-"""What a device's errors mean: memory that does not suffice, a GPU or a sum over GPUs that failed, a kernel that is not there.
-
-TensorFlow tells of them in many lines, most of them a graph's. Here each comes to one line with a way out; all that it said goes
-to the run's log.
-"""
+"""A device's error in a run: one line with what a replica needs and what would fit; all that TensorFlow said is in the log."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
-import re
 import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -18,23 +13,14 @@ import tensorflow as tf
 
 from distgan import config as configs
 from distgan.config import Config
-from distgan.errors import Broken, Exit, UserError
-from distgan.runtime import control, devices
+from distgan.runtime import control, device_errors, devices
 from distgan.training import estimate, phases
 from distgan.training.stopping import Stop
 
 if TYPE_CHECKING:
     from distgan.training.loop import Run
 
-_MEMORY = re.compile(r"\bOOM\b|out of memory|OUT_OF_MEMORY|ALLOC_FAILED|failed to allocate", re.IGNORECASE)
-_DETERMINISM = re.compile(r"determinis", re.IGNORECASE)
-_DEVICE = re.compile(
-    r"nccl|cuda|cudnn|cublas|\bxid\b|gpu sync|dnn library|illegal (memory|address|instruction)|\becc\b", re.IGNORECASE
-)
-# A mistake in the program, whatever it mentions.
-_OURS = (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError, tf.errors.NotFoundError)
 _MOST_OF_THE_MEMORY = 0.9  # What the estimate may fill: work space of kernels comes on top.
-_LINE_LENGTH = 200
 _NOT_OF_THE_STEP = (
     "the steps fit, and samples or an evaluation beside them do not: --evaluation.every_kimg=0 trains without evaluations, which "
     "`distgan evaluate` makes up for, and --train.sample_kimg=0 without samples"
@@ -43,50 +29,29 @@ _NOT_OF_THE_STEP = (
 
 @contextlib.contextmanager
 def explained(run: Run, stop: Stop) -> Iterator[None]:
-    """Makes a device's error in the block one line with the exit code that goes with it.
+    """Makes a device's error in the block one line with the exit code that goes with it (`runtime.device_errors.explain`).
 
     Args:
       run: what trains in the block.
       stop: knows what is being done.
-
-    Raises:
-      UserError: the memory does not suffice, or --deterministic meets a kernel that cannot be so: the next start ends the same.
-      Broken: a GPU or a sum over GPUs failed: the next start goes on.
     """
     try:
         yield
     except tf.errors.OpError as error:
-        ending = _explanation(run, error, stop.doing() if stop.doing else "the start")
+        evaluates = any(
+            frame.f_globals.get("__name__", "").startswith("distgan.evaluation")
+            for frame, _ in traceback.walk_tb(error.__traceback__)
+        )
+        ending = device_errors.explain(
+            error,
+            stop.doing() if stop.doing else "the start",
+            lambda: _NOT_OF_THE_STEP if evaluates else _remedy(run),
+        )
         if ending is None:
             raise
         peaks = ", ".join(f"{name} {value:.2f}" for name, value in devices.memory().items())
         control.write_to_files(f"{peaks}\n{''.join(traceback.format_exception(error)).rstrip()}")
         raise ending from None
-
-
-def _explanation(run: Run, error: tf.errors.OpError, place: str) -> Exit | None:
-    if line := _line(error, _MEMORY):
-        if isinstance(error, tf.errors.ResourceExhaustedError | tf.errors.InternalError | tf.errors.UnknownError):
-            evaluates = any(
-                frame.f_globals.get("__name__", "").startswith("distgan.evaluation")
-                for frame, _ in traceback.walk_tb(error.__traceback__)
-            )
-            return UserError(f"out of memory at {place} ({line}): {_NOT_OF_THE_STEP if evaluates else _remedy(run)}")
-    elif isinstance(error, tf.errors.UnimplementedError) and (line := _line(error, _DETERMINISM)):
-        return UserError(f"--deterministic cannot be kept on this device: {line}; train without the flag")
-    elif not isinstance(error, _OURS) and (line := _line(error, _DEVICE)):
-        return Broken(
-            f"a GPU or a sum over GPUs failed at {place} ({line}); start it again, and it goes on from the last checkpoint. "
-            "The log has the rest; `dmesg | grep Xid` and NCCL_DEBUG=INFO tell more"
-        )
-    return None
-
-
-def _line(error: tf.errors.OpError, pattern: re.Pattern[str]) -> str:
-    """The first line of an error's message that says something of a pattern, shortened; empty if none does."""
-    lines = [re.sub(r"\{\{.*?\}\}", "", line).strip() for line in (error.message or "").splitlines()]
-    spoken = (line for line in lines if not line.startswith(("File ", "Detected at ")))
-    return next((line[:_LINE_LENGTH] for line in spoken if pattern.search(line)), "")
 
 
 def _remedy(run: Run) -> str:
