@@ -67,23 +67,13 @@ else
   nccl=none
 fi
 
-# All that changes the wheel: the same words, the same wheel.
-processor="$(g++ -march=native -Q --help=target 2>/dev/null | grep -E -- '-m(f16c|avx|fma) ' || true)"
-mpi_version="$([ $mpi = 0 ] || mpicxx --showme:version 2>/dev/null || mpicxx -show)"
-ingredients="$(uname -m) $processor $(g++ -dumpfullversion) $toolkit $built_for $nccl $mpi_version $(cksum <"${BASH_SOURCE[0]}")"
-kinds="gpu$gpu-mpi$mpi-trial$trial-$(cksum <<<"$ingredients" | cut -d' ' -f1)"
-cache="${XDG_CACHE_HOME:-$HOME/.cache}/distgan/horovod-$version-$tag-tensorflow-$tensorflow-$kinds"
-mkdir -p "$cache"
-exec 9>"$cache/lock"
-flock -w 1800 9 || missing "another build holds $cache/lock since 30 minutes"
-[ $trial = 0 ] || echo "install_horovod: --trial: CUDA $toolkit in place of TensorFlow's $cuda, a build to be tried and not used" >&2
-"${pip[@]}" install setuptools wheel cloudpickle psutil pyyaml packaging cffi
-if ! ls "$cache"/horovod-*.whl >/dev/null 2>&1; then
-  echo "install_horovod: building Horovod $version for TensorFlow $tensorflow; this takes a few minutes the first time" >&2
+# Builds the wheel and puts it into the cache. Its text is part of the key, as all is that it reads.
+build() (
   work="$(mktemp -d)"
   trap 'rm -rf "$work"' EXIT
-  # TensorFlow has moved this header and dropped a name of it. It is compiled without the two instantiations, which its
-  # own library, built by another compiler, does not export.
+  # TensorFlow has moved this header and dropped a name of it. Its library does not export three functions that Horovod
+  # calls: the two instantiations, as another compiler built it, and from 2.21 on the last one, which stands here as it
+  # is in 2.20. One file of Horovod's includes this header.
   moved="$work/include/tensorflow/compiler/xla/client"
   mkdir -p "$moved"
   cat >"$moved/xla_builder.h" <<'END'
@@ -105,6 +95,17 @@ template LogMessage& LogMessage::operator<<(const float& value);
 }
 ABSL_NAMESPACE_END
 }
+
+#if HAVE_CUDA
+#include <cuda_runtime.h>
+#include "xla/stream_executor/stream.h"
+
+namespace stream_executor::gpu {
+cudaStream_t AsGpuStreamValue(Stream* stream) {
+  return static_cast<cudaStream_t>(stream->platform_specific_handle().stream);
+}
+}
+#endif
 END
   # TensorFlow ships these two where Horovod does not look.
   export CPATH="$include/external/highwayhash:$include/external/farmhash_archive/src:$work/include${CPATH:+:$CPATH}"
@@ -129,6 +130,22 @@ END
   "${pip[@]}" wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir "$work" "$source" >"$cache/build.log" 2>&1 ||
     missing "the build failed; its log is $cache/build.log"
   mv "$work"/horovod-*.whl "$cache/"
+)
+
+# All that changes the wheel: the same words, the same wheel.
+processor="$(g++ -march=native -Q --help=target 2>/dev/null | grep -E -- '-m(f16c|avx|fma) ' || true)"
+mpi_version="$([ $mpi = 0 ] || mpicxx --showme:version 2>/dev/null || mpicxx -show)"
+ingredients="$(uname -m) $processor $(g++ -dumpfullversion) $toolkit $built_for $nccl $mpi_version $(declare -f build)"
+kinds="gpu$gpu-mpi$mpi-trial$trial-$(cksum <<<"$ingredients" | cut -d' ' -f1)"
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/distgan/horovod-$version-$tag-tensorflow-$tensorflow-$kinds"
+mkdir -p "$cache"
+exec 9>"$cache/lock"
+flock -w 1800 9 || missing "another build holds $cache/lock since 30 minutes"
+[ $trial = 0 ] || echo "install_horovod: --trial: CUDA $toolkit in place of TensorFlow's $cuda, a build to be tried and not used" >&2
+"${pip[@]}" install setuptools wheel cloudpickle psutil pyyaml packaging cffi
+if ! ls "$cache"/horovod-*.whl >/dev/null 2>&1; then
+  echo "install_horovod: building Horovod $version for TensorFlow $tensorflow; this takes a few minutes the first time" >&2
+  build
 fi
 "${pip[@]}" install --force-reinstall --no-deps "$cache"/horovod-*.whl
 
