@@ -18,6 +18,7 @@ from absl import flags
 
 from distgan import __version__, registry, schema
 from distgan.errors import Ended, Exit, UserError
+from distgan.runtime import devices
 from distgan.runtime.topology import find_workers, read_environment
 
 _OTHERS_WAIT_SECONDS = 3
@@ -45,7 +46,6 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # A part of the user's own, which a flag names, may import TensorFlow before --verbosity is known.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         return _run(words)
@@ -106,7 +106,9 @@ def _run(words: list[str]) -> int:
         raise UserError(f"unknown command {command!r}{registry.suggestion(command, COMMANDS)}")
     module = importlib.import_module(COMMANDS[command][0])
     rest, asks_help = _without_help(rest)
-    options, positional = parse(module, rest)
+    # A part of the user's own, which a flag names, imports TensorFlow.
+    with devices.quiet(devices.without_notes):
+        options, positional = parse(module, rest)
     if asks_help:
         print(_help(command, module, options))
         return 0

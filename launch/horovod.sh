@@ -33,7 +33,9 @@ awk=(awk)
 "${awk[@]}" -v code="$folder/code" '
   /^Traceback \(most recent call last\):$/ { held = 1 }
   held { text = text $0 "\n"; if (/^Exit code: [0-9]+/) { print $3 > code; found = 1 } next }
-  { sub(/^\[[0-9]+\]<stderr>:/, ""); print; fflush() }
+  { sub(/^\[[0-9]+\]<stderr>:/, "") }
+  /^WARNING: All log messages before absl::InitializeLog|^[IW][0-9]+ [0-9:.]+ / { next } # TensorFlow 2.21, whatever its log level.
+  { print; fflush() }
   END { if (!found) printf "%s", text }
 ' <"$folder/errors" >&2 &
 reader=$!

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -259,26 +260,48 @@ def silence(verbosity: int) -> None:
     tf.get_logger().setLevel("ERROR")
 
 
+# TensorFlow 2.21 writes some lines at its import whatever TF_CPP_MIN_LOG_LEVEL says.
+_NOTES = re.compile(rb"^(WARNING: All log messages before absl::InitializeLog|[IW]\d{4} \d\d:\d\d:).*\n", re.MULTILINE)
+
+
+def without_notes(text: bytes) -> bytes:
+    r"""What was written to stderr, less the lines that TensorFlow logs.
+
+    >>> without_notes(b"mine\nI0000 00:00:1795696909.068221   23348 port.cc:153] oneDNN custom\nalso mine\n")
+    b'mine\nalso mine\n'
+    """
+    return _NOTES.sub(b"", text)
+
+
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Holds back what native code writes to stderr; shows it after all if the block fails."""
+def quiet(shown: Callable[[bytes], bytes] | None = None) -> Iterator[None]:
+    """Holds back what native code writes to stderr; shows it after all if the block fails.
+
+    Where `shown` is given, what it makes of the text is shown in either case.
+    """
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") == "0":
         yield
         return
     sys.stderr.flush()
     terminal = os.dup(2)
+    failed = True
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
-            held.seek(0)
-            os.write(terminal, held.read())
-            raise
+            failed = False
         finally:
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
+            held.seek(0)
+            text = held.read()
+            _write(shown(text) if shown else text if failed else b"")
+
+
+def _write(text: bytes) -> None:
+    while text:
+        text = text[os.write(2, text) :]
 
 
 def _split_cpu(tf: Any, parts: int) -> None:
