@@ -13,7 +13,6 @@ from wandb_files import history
 from distgan import config as configs
 from distgan import presets, schema
 from distgan.errors import UserError
-from distgan.tracking.console import log
 from distgan.training.run_dir import RunDir, read_config
 
 TEN_STEPS = (*SMALL, "--train.total_kimg=0.16", "--train.report_kimg=0.032", "--checkpoint.every_kimg=0.08")
@@ -115,13 +114,12 @@ def test_a_run_from_before_a_field_goes_by_its_default(tmp_path):
         RunDir(tmp_path, changed, "fingerprint")
 
 
-def test_other_versions_are_named(tmp_path, caplog, monkeypatch):
+def test_other_versions_are_named(tmp_path, said):
     """Of what computes, and of the last start: neither of what was before that, nor of what does not compute."""
-    monkeypatch.setattr(log, "propagate", True)
     config = schema.build(configs.Config, presets.preset("digits-dcgan"))
     for _ in range(2):
         RunDir(tmp_path, config, "fingerprint").close()
-    assert not caplog.messages
+    assert not said
     file = tmp_path / "config.json"
     content = json.loads(file.read_text())
     last = content["starts"][1]["versions"]
@@ -132,7 +130,7 @@ def test_other_versions_are_named(tmp_path, caplog, monkeypatch):
     for _ in range(2):
         RunDir(tmp_path, config, "fingerprint").close()
     expected = f"tensorflow 2.9.0 -> {now} since this run's last start: its numbers may differ from here on by rounding"
-    assert caplog.messages == [expected]
+    assert said == [expected]
 
 
 def test_other_data_is_refused(tmp_path):
