@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if "tensorflow" not in sys.modules:
+        sys.meta_path.insert(0, devices.QuietImport())
     try:
         return _run(words)
     except Exit as error:
@@ -106,9 +108,7 @@ def _run(words: list[str]) -> int:
         raise UserError(f"unknown command {command!r}{registry.suggestion(command, COMMANDS)}")
     module = importlib.import_module(COMMANDS[command][0])
     rest, asks_help = _without_help(rest)
-    # A part of the user's own, which a flag names, imports TensorFlow.
-    with devices.quiet(devices.without_notes):
-        options, positional = parse(module, rest)
+    options, positional = parse(module, rest)
     if asks_help:
         print(_help(command, module, options))
         return 0

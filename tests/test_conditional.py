@@ -66,7 +66,7 @@ def test_names_stay_with_the_classes(tmp_path, refused):
 
 
 def test_labels_are_needed(refused, tmp_path):
-    np.savez(tmp_path / "data.npz", images=np.zeros((64, 8, 8, 1), np.uint8))
+    np.savez(tmp_path / "data.npz", images=np.zeros((64, 16, 16, 1), np.uint8))
     words = ("--data.source=npz", f"--data.path={tmp_path / 'data.npz'}", "--model.conditional")
     line = refused("train", f"--run_dir={tmp_path / 'run'}", *words)
     assert "--model.conditional needs labels" in line

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.abc
+import importlib.util
 import os
 import re
 import socket
@@ -271,6 +273,30 @@ def without_notes(text: bytes) -> bytes:
     b'mine\nalso mine\n'
     """
     return _NOTES.sub(b"", text)
+
+
+class QuietImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Keeps the notes of TensorFlow's import off stderr, whoever imports it: put it first in sys.meta_path."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        """Takes TensorFlow's own place, once."""
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec and spec.loader:
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: Any) -> Any:
+        """As the loader does that it stands for."""
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: Any) -> None:
+        """As the loader does that it stands for, quietly."""
+        module.__spec__.loader = module.__loader__ = self.loader
+        with quiet(without_notes):
+            self.loader.exec_module(module)
 
 
 @contextlib.contextmanager
