@@ -69,5 +69,5 @@ def test_labels_are_needed(refused, tmp_path):
     np.savez(tmp_path / "data.npz", images=np.zeros((64, 16, 16, 1), np.uint8))
     words = ("--data.source=npz", f"--data.path={tmp_path / 'data.npz'}", "--model.conditional")
     line = refused("train", f"--run_dir={tmp_path / 'run'}", *words)
-    assert "--model.conditional needs labels" in line
+    assert "--model.conditional needs classes" in line
     assert not (tmp_path / "run").exists()
