@@ -1,6 +1,6 @@
 """Every preset with every precision, one replica and two, with classes and without, compiled by XLA and not: whole, but small.
 
-In CI every two values that go together stand together in some run, of the presets that differ in their networks; with --soak all
+With --soak every two values that go together stand together in some run, of the presets that differ in their networks, and all
 presets do so in all ways. So do regularizers and augmentations with every precision.
 """
 
@@ -182,6 +182,7 @@ def outcomes(tmp_path_factory):
     return run(values_by_name(CHOSEN) | REFUSED, tmp_path_factory.mktemp("table"))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("cell", [cell for cells in CHOSEN.values() for cell in cells], ids=name_of)
 def test_cell(cell, outcomes):
     assert outcomes[name_of(cell)] == ""
@@ -194,6 +195,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name, outcomes):
     assert outcomes[name].startswith("refused: --jit_compile does not go with 2 replicas here: generator/")
