@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if "tensorflow" not in sys.modules:
+    if "tensorflow" not in sys.modules and not any(isinstance(each, devices.QuietImport) for each in sys.meta_path):
         sys.meta_path.insert(0, devices.QuietImport())
     try:
         return _run(words)

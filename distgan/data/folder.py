@@ -198,7 +198,7 @@ class Files:
 
     @property
     def sizes(self) -> np.ndarray:
-        """int64 [N], in bytes; 0 of those that are not there."""
+        """File sizes in bytes, int64 [N]; 0 for a file that is missing."""
         return np.array([_state(self.name(index))[0] for index in range(len(self))], np.int64)
 
     def name(self, index: int) -> str:

@@ -39,7 +39,7 @@ from distgan.training.stopping import Stop
 
 _GRID_IMAGES = 64
 MEASURED_STEPS = 2
-"""Steps before each row that are run one by one, so that what they wait for can be told (`runtime.base.Steps.measure`)."""
+"""The last steps before each row, which are run one by one to measure what they wait for (`runtime.base.Steps.measure`)."""
 STOP_BUTTON = "W&B's stop button"
 
 
@@ -251,7 +251,7 @@ def train(run: Run, stop: Stop) -> None:
 
 @contextmanager
 def data_errors(reader: Reader) -> Iterator[None]:
-    """Raises an error of the data in the block as itself, where TensorFlow raises one of its own for it."""
+    """Raises the data's own error where TensorFlow raises one of its own in its place."""
     try:
         yield
     except tf.errors.OpError:

@@ -38,7 +38,7 @@ class Times:
         self.waits = Waits(self.waits.data + waits.data, self.waits.others + waits.others)
 
     def per_step(self, seconds: float) -> float:
-        """Milliseconds a step; what is not known is not a number."""
+        """Milliseconds a step; NaN where no step was timed."""
         return 1000 * seconds / self.steps if self.steps else math.nan
 
 
@@ -68,7 +68,7 @@ class Clock:
             self.seconds_per_step, self.steps_in_call = seconds / steps, steps
 
     def all(self) -> Times:
-        """Of all steps since the last row."""
+        """The times of all steps since the last row."""
         both = Times()
         for measured in (False, True):
             part = self.times[measured, False]
@@ -76,7 +76,7 @@ class Clock:
         return both if both.steps else self.times[False, True] if self.times[False, True].steps else self.measured()
 
     def measured(self) -> Times:
-        """Of those that were measured."""
+        """The times of the measured steps since the last row."""
         return self.times[True, False] if self.times[True, False].steps else self.times[True, True]
 
 
