@@ -218,7 +218,7 @@ def unused_gpus() -> str:
 
 
 def _gpu_numbers() -> list[int]:
-    """The numbers of this worker's GPUs among those that CUDA shows the process."""
+    """The indices of this worker's GPUs, as CUDA counts the GPUs that the process sees."""
     import tensorflow as tf
 
     return [int(gpu.name.rpartition(":")[2]) for gpu in tf.config.get_visible_devices("GPU")]

@@ -42,7 +42,7 @@ def uuids(numbers: Sequence[int], names: str | None) -> list[str]:
     """The UUIDs of GPUs, or of parts of them (MIG); empty where NVIDIA's library does not tell all of them.
 
     Args:
-      numbers: of the GPUs among those that this process may use, as CUDA and TensorFlow count them.
+      numbers: indices of the GPUs, as CUDA and TensorFlow count the GPUs that this process may use.
       names: CUDA_VISIBLE_DEVICES, None where it is not set.
     """
     gpus = [uuid for _, uuid in _handles(numbers, names)]

@@ -185,7 +185,7 @@ def _check_addresses(source: str, addresses: tuple[str, ...]) -> None:
 
 
 def own_gpu(workers: Workers, num_gpus: int, visible: str | None) -> int:
-    """The number of the one GPU that a Horovod rank computes on, among those that it sees.
+    """The index of the GPU that a Horovod rank computes on, among the GPUs that it sees.
 
     Args:
       workers: the ranks.

@@ -1,9 +1,8 @@
 """What a compiled function would run, read from its graph: nothing is run, and no GPU is needed.
 
-The graph is taken as it was traced, with all functions that it calls put in their places, and with what TensorFlow
-too simplifies before it runs a graph: operations that nothing depends on, and those that pass their inputs on, are dropped,
-those whose results follow from constants and static shapes alone are taken for constants, and of several equal ones one is
-left.
+The graph is taken as it was traced, with all functions that it calls inlined. Like TensorFlow, which simplifies a graph before
+it runs it, the walk drops dead operations and identities, takes results that follow from constants and static shapes for
+constants, and merges equal operations.
 
 Where an operation runs on a machine with GPUs, and which of its inputs and outputs lie in host memory there, is read from
 TensorFlow's own list of kernels, which a build with CUDA brings along on a machine without a GPU too. In a trial on several
