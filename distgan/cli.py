@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from distgan import __version__, registry, schema
-from distgan.errors import Ended, Exit, UserError
+from distgan.errors import Ended, Exit, UserError, printable
 from distgan.runtime import devices
 from distgan.runtime.topology import find_workers, read_environment
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _end(error: Exit) -> int:
     """Says what a command ends with; returns the exit code."""
     if error.spoken if isinstance(error, Ended) else _speaks_for_all():
-        print(f"distgan: {error}", file=sys.stderr)
+        print(f"distgan: {printable(str(error))}", file=sys.stderr)
     return error.code
 
 

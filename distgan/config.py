@@ -210,6 +210,11 @@ class RuntimeConfig:
         maximum=65535,
         may_change=True,
     )
+    secret_file: str = option(
+        "",
+        "file with a secret that all workers know, without which nobody joins them (multiworker, elastic)",
+        may_change=True,
+    )
     join_timeout_seconds: float = option(
         600.0, "how long to wait for all workers at the start", above=0, may_change=True
     )

@@ -1,5 +1,10 @@
 """How a command ends when it does not end well: one exception per exit code, each told in one line without a traceback."""
 
+import re
+
+# Control characters but for newline and tab, marks that turn the direction of writing, and halves of characters.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class Exit(Exception):
     """Ends the program with `code` after printing the message."""
@@ -50,3 +55,12 @@ class Desynced(Exit):
 
 class Regroup(Exception):
     """Elastic workers came or went, as the text says: those that are there form a group anew and go on."""
+
+
+def printable(text: str) -> str:
+    r"""A text that others may have written, with what could command a terminal spelled out.
+
+    >>> printable("rank 1\x1b[2J: no such file")
+    'rank 1\\x1b[2J: no such file'
+    """
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)

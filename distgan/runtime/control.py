@@ -11,10 +11,11 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import faulthandler
-import json
 import logging
 import os
+import secrets
 import socket
 import sys
 import tempfile
@@ -25,8 +26,24 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from distgan.errors import Broken, Ended, Exit, Regroup, Stopped, UserError
-from distgan.runtime.hub import BEAT_SECONDS, LARGEST_MESSAGE, PATIENCE, Hub, Limits, Position, encode
+from distgan.errors import Broken, Ended, Exit, Regroup, Stopped, UserError, printable
+from distgan.runtime.hub import (
+    BEAT_SECONDS,
+    HELLO_SECONDS,
+    LARGEST_ANSWER,
+    LARGEST_HELLO,
+    LARGEST_MESSAGE,
+    PATIENCE,
+    Hub,
+    Limits,
+    Position,
+    encode,
+    equal,
+    failing,
+    proof,
+    read,
+    text_of,
+)
 
 log = logging.getLogger("distgan")
 
@@ -142,6 +159,7 @@ class Line(Control):
     def __init__(
         self,
         job: str,
+        secret: str,
         rank: int,
         world_size: int,
         limits: Limits,
@@ -153,7 +171,8 @@ class Line(Control):
         """Starts it; see `join`.
 
         Args:
-          job: equal on all workers of a job, and different in other jobs.
+          job: equal on all workers of a job, and different in other jobs; it is no secret.
+          secret: equal too; who does not know it is not let in.
           rank: this worker's number.
           world_size: how many workers there are.
           limits: how long to wait.
@@ -175,7 +194,8 @@ class Line(Control):
         self._closed = threading.Event()
         self._heard = time.monotonic()
         self._writer: asyncio.StreamWriter | None = None
-        self._hub = Hub(job, world_size, limits, elastic) if server else None
+        self._hub = Hub(job, secret, world_size, limits, elastic) if server else None
+        self._secret = self._hub.own_secret if self._hub else secret
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, args=(server,), name="control", daemon=True)
         self._thread.start()
@@ -208,7 +228,13 @@ class Line(Control):
 
     def fail(self, error: BaseException) -> BaseException:
         self._taken = True
-        verdict = error if isinstance(error, Ended | Regroup) else self._report(error)
+        if isinstance(error, Exit) and error.code == 0:
+            # All have it from a gathering, and none of them believes another's word for it.
+            self._closing = True
+            self._send({"bye": True})
+            verdict: Ended | Regroup = Ended(0, str(error), spoken=self.rank == 0)
+        else:
+            verdict = error if isinstance(error, Ended | Regroup) else self._report(error)
         if isinstance(verdict, Regroup):
             return verdict
         _speak(verdict)
@@ -278,11 +304,18 @@ class Line(Control):
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True))
+        if self._writer:
+            self._writer.close()
+        self._loop.run_until_complete(asyncio.sleep(0))  # In which the connections are closed.
         self._loop.close()
 
     def _send(self, message: dict[str, Any]) -> None:
         """From any thread, which hears of what cannot be said."""
         line = encode(message)
+        if len(line) > LARGEST_MESSAGE:
+            raise ValueError(
+                f"a message of {len(line)} bytes to the other workers: at most {LARGEST_MESSAGE} are taken"
+            )
 
         def write() -> None:
             if self._writer and not self._writer.is_closing():
@@ -304,10 +337,11 @@ class Line(Control):
             return
         beats = self._loop.create_task(self._beat())
         try:
-            while line := await reader.readline():
+            while True:
+                message = await read(reader, LARGEST_ANSWER)
                 self._heard = time.monotonic()
-                self._take(json.loads(line))
-        except (ConnectionError, ValueError):
+                self._take(message)
+        except (OSError, EOFError, ValueError, KeyError, TypeError):
             pass
         beats.cancel()
         self._closed.set()
@@ -320,33 +354,43 @@ class Line(Control):
         while True:
             for host, port in self.addresses:
                 try:
-                    opened = asyncio.open_connection(host, port, limit=LARGEST_MESSAGE)
-                    reader, writer = await asyncio.wait_for(opened, 5)
+                    reader, writer = await asyncio.wait_for(
+                        asyncio.open_connection(host, port, limit=LARGEST_HELLO), HELLO_SECONDS
+                    )
                 except (OSError, TimeoutError):
                     continue
-                hello = {
-                    "hello": self.job,
-                    "rank": self.rank,
-                    "world_size": self.world_size,
-                    "host": self._position.host,
-                }
-                writer.write(encode(hello))
                 try:
-                    answer = json.loads(await asyncio.wait_for(reader.readline(), 10))
-                    if answer.get("later") == self.job:
-                        self._full = True
-                        writer.close()
-                        continue
-                    if answer["welcome"] == self.job:
+                    if await asyncio.wait_for(self._greet(reader, writer), HELLO_SECONDS):
                         return reader, writer
-                except (OSError, TimeoutError, ValueError, KeyError, TypeError, AttributeError):
-                    writer.close()
-                foreign += 1
+                    self._full = True
+                except (OSError, EOFError, TimeoutError, ValueError):
+                    foreign += 1
+                writer.close()
                 if foreign >= 3:
                     raise UserError(
-                        f"{host}:{port} is taken by another program, or by another job: choose --runtime.control_port"
+                        f"{host}:{port} is taken by another program, or by a job of another secret "
+                        "(--runtime.secret_file): choose --runtime.control_port"
                     )
             await asyncio.sleep(0.2)
+
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Whether the primary lets this worker in; it may have all its workers for now.
+
+        Raises:
+          ValueError: it is not this job's primary.
+          OSError, EOFError: it closed the connection.
+        """
+        own = secrets.token_hex(16)
+        hello = {"rank": self.rank, "world_size": self.world_size, "host": self._position.host, "nonce": own}
+        writer.write(encode({"job": self.job, **hello}))
+        answer = await read(reader, LARGEST_HELLO)
+        if answer.get("later") == self.job:
+            return False
+        nonce = str(answer.get("nonce"))
+        if not equal(answer.get("proof"), proof(self._secret, "primary", own, nonce)):
+            raise ValueError("it does not know this job's secret")
+        writer.write(encode({"proof": proof(self._secret, f"rank {self.rank}", own, nonce)}))
+        return True
 
     async def _beat(self) -> None:
         while True:
@@ -361,15 +405,25 @@ class Line(Control):
                 )
 
     def _take(self, message: dict[str, Any]) -> None:
+        """Takes a message of the primary.
+
+        Raises:
+          ValueError, KeyError, TypeError: it is none.
+        """
         if "gathered" in message:
-            self._answers.pop(message["gathered"]).set_result(message["values"])
+            values = message["values"]
+            if len(values) != self.world_size:
+                raise ValueError("not a value of each worker")
+            self._answers.pop(message["gathered"]).set_result(values)
         elif "begin" in message:
-            self._primary = message["begin"]
-            self._begun.set_result(None)
+            self._primary = text_of(message["begin"])
+            if not self._begun.done():
+                self._begun.set_result(None)
         elif "end" in message:
-            end = message["end"]
-            ended = Ended(end["code"] or 0, end["text"], spoken=self.rank == 0)
-            self._conclude(Regroup(end["text"]) if end["code"] is None else ended, end["stacks"])
+            code, text = message["end"]["code"], text_of(message["end"]["text"])
+            regroups = self.elastic and code is None
+            ended = Ended(failing(code), text, spoken=self.rank == 0)
+            self._conclude(Regroup(text) if regroups else ended, bool(message["end"]["stacks"]))
 
     def _conclude(self, verdict: Ended | Regroup, stacks: bool = False) -> None:
         """Hands the verdict to the main thread; ends the process where that one does not take it.
@@ -396,16 +450,36 @@ class Line(Control):
         os._exit(verdict.code)
 
 
-def listen(port: int) -> Any:
-    """The primary's socket on a port of all its addresses; 0 chooses a free one.
+def listen(port: int, address: str = "") -> Any:
+    """The primary's socket on a port of one of its addresses, or of all of them; port 0 chooses a free one.
+
+    Where the host has no such address, which may lead to it all the same, it listens on all.
 
     Raises:
       UserError: the port is in use.
     """
     try:
-        return socket.create_server(("", port), backlog=1024)
+        return socket.create_server((address, port), backlog=1024)
     except OSError as error:
+        if address and error.errno == errno.EADDRNOTAVAIL:
+            return listen(port)
         raise UserError(f"--runtime.control_port={port} cannot be listened on: {error.strerror}") from None
+
+
+def narrowest(hosts: Sequence[str]) -> str:
+    """The address at which the first of several hosts is to listen so that all reach it by its name; empty is all of its own."""
+    numbers = [_number(host) for host in hosts]
+    # Many a host has its own name lead to its loopback, where others do not find it.
+    if numbers[0].startswith("127.") and not all(number.startswith("127.") for number in numbers):
+        return ""
+    return numbers[0]
+
+
+def _number(host: str) -> str:
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return ""
 
 
 class Deadline:
@@ -440,13 +514,13 @@ def _speak(verdict: Ended) -> None:
     """Writes how it ended to the log file, and to the terminal if this worker speaks for all."""
     write_to_files(str(verdict))
     if verdict.spoken:
-        print(f"distgan: {verdict}", file=sys.stderr, flush=True)
+        print(f"distgan: {printable(str(verdict))}", file=sys.stderr, flush=True)
     verdict.spoken = False
 
 
 def write_to_files(text: str) -> None:
     """Writes an error to the log's files, and not to the terminal."""
-    record = log.makeRecord(log.name, logging.ERROR, "", 0, "%s", (text,), None)
+    record = log.makeRecord(log.name, logging.ERROR, "", 0, "%s", (printable(text),), None)
     for handler in log.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)

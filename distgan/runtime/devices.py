@@ -14,15 +14,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from distgan import files
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.runtime import gpus, topology
-from distgan.runtime.control import Control, Deadline, Group, Heartbeat, Line, listen
+from distgan.runtime.control import Control, Deadline, Group, Heartbeat, Line, listen, narrowest
 from distgan.runtime.hub import Limits
 
 if TYPE_CHECKING:
     from distgan.runtime.base import Runtime
 
+_SHORTEST_SECRET, _LARGEST_SECRET = 16, 4096
 _CONTROL_PORT_OFFSET = 1000  # From the primary's port for TensorFlow to its port for the line between workers.
 
 
@@ -32,7 +34,8 @@ def connect(config: Config, workers: topology.Workers | None) -> Control:
     Call it before anything that may go wrong, so that one worker's error reaches all.
 
     Raises:
-      UserError: the line's port is in use, --runtime.heartbeat cannot be written, or Horovod is not installed.
+      UserError: the line's port is in use, --runtime.heartbeat cannot be written, --runtime.secret_file not be read, or
+        Horovod is not installed.
       Ended: not all workers came.
     """
     limits, heartbeat = _limits(config), _heartbeat(config)
@@ -57,9 +60,33 @@ def _connect(config: Config, workers: topology.Workers | None, limits: Limits) -
         return horovod.connect(workers, limits, port)
     host, _, own = workers.addresses[0].rpartition(":")
     port = port or int(own) + _CONTROL_PORT_OFFSET
-    server = listen(port) if workers.rank == 0 else None
+    secret = _secret(config)
+    hosts = [address.rpartition(":")[0] for address in workers.addresses]
+    server = listen(port, narrowest(hosts)) if workers.rank == 0 else None
     job = hashlib.sha256(",".join(workers.addresses).encode()).hexdigest()[:16]
-    return Line(job, workers.rank, len(workers.addresses), limits, [(host, port)], server).join()
+    return Line(job, secret, workers.rank, len(workers.addresses), limits, [(host, port)], server).join()
+
+
+def _secret(config: Config) -> str:
+    """What --runtime.secret_file holds; empty where there is none.
+
+    Raises:
+      UserError: it cannot be read, or is no secret.
+    """
+    path = config.runtime.secret_file
+    if not path:
+        return ""
+    try:
+        secret = files.read_text(path, most_bytes=_LARGEST_SECRET).strip()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise UserError(f"--runtime.secret_file={path} cannot be read: {why}") from None
+    if len(secret) < _SHORTEST_SECRET:
+        raise UserError(
+            f"--runtime.secret_file={path} holds {len(secret)} characters, and a secret has at least {_SHORTEST_SECRET}: "
+            "openssl rand -hex 32 makes one"
+        )
+    return secret
 
 
 def in_groups(config: Config, workers: topology.Workers | None, work: Callable[[Group], None]) -> None:
@@ -74,7 +101,7 @@ def in_groups(config: Config, workers: topology.Workers | None, work: Callable[[
         _set_devices(config, workers)
         from distgan.runtime import elastic
 
-        elastic.run(work, workers, _limits(config), config.runtime.control_port, _heartbeat(config))
+        elastic.run(work, workers, _limits(config), config.runtime.control_port, _secret(config), _heartbeat(config))
         return
     control = connect(config, workers)
     with control.together():

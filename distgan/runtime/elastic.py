@@ -29,9 +29,9 @@ from collections.abc import Callable
 from horovod.common.elastic import notification_manager
 
 from distgan.errors import Ended, Regroup, UserError
-from distgan.runtime.control import Deadline, Group, Heartbeat, Line, listen
-from distgan.runtime.horovod import hvd, own_addresses
-from distgan.runtime.hub import Limits
+from distgan.runtime.control import Deadline, Group, Heartbeat, Line
+from distgan.runtime.horovod import hvd, listen, own_addresses
+from distgan.runtime.hub import Limits, text_of
 from distgan.runtime.topology import Workers
 
 log = logging.getLogger("distgan")
@@ -41,7 +41,12 @@ _PRIMARY_SECONDS = 120.0  # For a primary to say so.
 
 
 def run(
-    work: Callable[[Group], None], workers: Workers, limits: Limits, port: int, heartbeat: Heartbeat | None = None
+    work: Callable[[Group], None],
+    workers: Workers,
+    limits: Limits,
+    port: int,
+    secret: str = "",
+    heartbeat: Heartbeat | None = None,
 ) -> None:
     """Calls `work` for the group that the launcher started, and again for each that follows, until it returns.
 
@@ -50,6 +55,7 @@ def run(
       workers: as the launcher started them.
       limits: how long to wait.
       port: see --runtime.control_port.
+      secret: of --runtime.secret_file.
       heartbeat: see --runtime.heartbeat.
 
     Raises:
@@ -64,7 +70,7 @@ def run(
     while True:
         line = None
         try:
-            line = _line(workers, limits, port, told.event)
+            line = _line(workers, limits, port, secret, told.event)
             line.heartbeat = heartbeat
             with line.together():
                 line.join()
@@ -107,7 +113,7 @@ class _ElasticLine(Line):
         return any(self.gather(self.told.is_set()))
 
 
-def _line(workers: Workers, limits: Limits, port: int, told: threading.Event) -> Line:
+def _line(workers: Workers, limits: Limits, port: int, secret: str, told: threading.Event) -> Line:
     """The line of a group; rank 0 says by the launcher's table where it listens.
 
     Raises:
@@ -117,11 +123,10 @@ def _line(workers: Workers, limits: Limits, port: int, told: threading.Event) ->
     server = None
     if workers.rank == 0:
         try:
-            server = listen(port)
+            server, own = listen(port, own_addresses())
         except UserError as error:
             _launcher("distgan/line", json.dumps(["", [], str(error)]).encode())
             raise
-        own = [(host, server.getsockname()[1]) for host in own_addresses()]
         found = json.dumps([secrets.token_hex(8), own, ""]).encode()
         _launcher("distgan/line", found)
     else:
@@ -131,14 +136,26 @@ def _line(workers: Workers, limits: Limits, port: int, told: threading.Event) ->
                 raise Regroup("rank 0 did not come")
             time.sleep(0.1)
         limits = dataclasses.replace(limits, join_seconds=min(limits.join_seconds, _REACH_SECONDS))
-    job, addresses, problem = json.loads(found)
+    job, addresses, problem = _entry(found)
     if problem:
         raise UserError(problem)
-    addresses = [(host, number) for host, number in addresses]
-    host = os.environ["HOROVOD_HOSTNAME"]
-    line = _ElasticLine(job, workers.rank, workers.world_size, limits, addresses, server, elastic=True, host=host)
+    host, place = os.environ["HOROVOD_HOSTNAME"], (workers.rank, workers.world_size)
+    line = _ElasticLine(job, secret + job, *place, limits, addresses, server, elastic=True, host=host)
     line.told = told
     return line
+
+
+def _entry(found: bytes) -> tuple[str, list[tuple[str, int]], str]:
+    """What rank 0 wrote to the launcher's table, which anybody who reaches it may write to: job, addresses, or its problem.
+
+    Raises:
+      Regroup: it is none.
+    """
+    try:
+        job, addresses, problem = json.loads(found)
+        return str(job), [(str(host), int(number)) for host, number in addresses], text_of(problem)
+    except (ValueError, TypeError, RecursionError):
+        raise Regroup("the launcher's table does not say where rank 0 is") from None
 
 
 # What the launcher answers, in its order, and Horovod reads when it starts.
@@ -175,6 +192,6 @@ def _launcher(path: str, value: bytes | None = None, seconds: float = 30.0) -> b
     try:
         connection.request("GET" if value is None else "PUT", f"/{path}", value)
         answer = connection.getresponse()
-        return answer.read() if answer.status == http.HTTPStatus.OK else None
+        return answer.read(2**20) if answer.status == http.HTTPStatus.OK else None
     finally:
         connection.close()

@@ -12,13 +12,14 @@ import secrets
 import socket
 from collections.abc import Sequence
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 import psutil
 import tensorflow as tf
 
 from distgan.errors import UserError
-from distgan.runtime import control
+from distgan.runtime import control, topology
 from distgan.runtime.base import Runtime
 from distgan.runtime.control import Control, Deadline, Group, Line
 from distgan.runtime.hub import Limits
@@ -46,21 +47,35 @@ def connect(workers: Workers, limits: Limits, port: int) -> Control:
         here, problem, server = None, "", None
         if workers.rank == 0:
             try:
-                server = control.listen(port)
-                here = (secrets.token_hex(8), [(host, server.getsockname()[1]) for host in own_addresses()])
+                hosts = ["127.0.0.1"] if workers.local_size == workers.world_size else own_addresses()
+                server, addresses = listen(port, hosts)
+                here = (secrets.token_hex(8), secrets.token_hex(16), addresses)
             except UserError as error:
                 problem = str(error)
         found, problem = hvd.broadcast_object((here, problem), root_rank=0, name="control")
     if problem:
         raise UserError(problem)
-    return Line(found[0], workers.rank, workers.world_size, limits, found[1], server).join()
+    job, secret, addresses = found
+    return Line(job, secret, workers.rank, workers.world_size, limits, addresses, server).join()
+
+
+def listen(port: int, hosts: Sequence[str]) -> tuple[Any, list[tuple[str, int]]]:
+    """The primary's socket, on the one address of `hosts` or on all of this host, and where it may be reached.
+
+    Raises:
+      UserError: the port is in use.
+    """
+    server = control.listen(port, hosts[0] if len(hosts) == 1 else "")
+    return server, [(host, server.getsockname()[1]) for host in hosts]
 
 
 def own_addresses() -> list[str]:
-    """Names and numbers by which other workers may reach this host, the loopback last."""
+    """Numbers by which other workers may reach this host, the loopback last; of the interface that Gloo uses, if it is known."""
+    interfaces = psutil.net_if_addrs()
+    chosen = interfaces.get(topology.gloo_interface())
     numbers = [
         each.address
-        for interface in psutil.net_if_addrs().values()
+        for interface in ([chosen] if chosen else interfaces.values())
         for each in interface
         if each.family == socket.AF_INET
     ]

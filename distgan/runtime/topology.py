@@ -89,6 +89,11 @@ def wandb_run_id() -> str:
     return os.environ.get("WANDB_RUN_ID", "")
 
 
+def gloo_interface() -> str:
+    """The network interface that horovodrun has chosen for its ranks; empty where it has not."""
+    return os.environ.get("HOROVOD_GLOO_IFACE", "")
+
+
 def child_environment(more: Mapping[str, str]) -> dict[str, str]:
     """This process' environment for one of its own, with more where it says nothing itself."""
     return {**more, **os.environ}

@@ -13,13 +13,20 @@ from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn
 
-from distgan.errors import UserError
+from distgan.errors import UserError, printable
 from distgan.tracking.alerts import Alert, Row
 from distgan.tracking.tracker import Sink
 
 log = logging.getLogger("distgan")
 _console = Console(stderr=True)
 _TELL_SECONDS = 10
+
+
+class _Formatter(logging.Formatter):
+    """Names of files and classes, and other workers' words, may hold what commands a terminal: it is spelled out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _LogFile(logging.FileHandler):
@@ -36,7 +43,7 @@ def start_log(show: bool = True) -> None:
         handler = RichHandler(
             console=_console, show_time=False, show_level=False, show_path=False, highlighter=NullHighlighter()
         )
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     for old in log.handlers:
         old.close()
     log.handlers = [handler] if show else []
@@ -55,7 +62,7 @@ def log_to(path: Path) -> None:
         handler = _LogFile(path)
     except OSError as error:
         raise UserError(f"--run_dir={path.parent} cannot be written: {error.strerror}") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
 
 

@@ -156,7 +156,8 @@ def train(run: Run, stop: Stop) -> None:
         control.gather(None)
         name = next(name for name in signals if name)
         text = f"stopped by {name} at {seen / 1000:g} kimg, saved; start it again to go on"
-        raise (Halted if name == STOP_BUTTON else Stopped)(text)
+        # The button is the primary's to see: nobody else can end a run as done.
+        raise (Halted if signals[0] == STOP_BUTTON else Stopped)(text)
 
     def evaluate() -> bool:
         """Whether this is the best score so far."""
