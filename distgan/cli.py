@@ -6,6 +6,7 @@ A command is a module with a dataclass `Options` and a function `run(options, *w
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -18,7 +19,7 @@ from absl import flags
 
 from distgan import __version__, registry, schema
 from distgan.errors import Ended, Exit, UserError, printable
-from distgan.runtime import devices
+from distgan.runtime import credentials, devices
 from distgan.runtime.topology import find_workers, read_environment
 
 _OTHERS_WAIT_SECONDS = 3
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "tensorflow" not in sys.modules and not any(isinstance(each, devices.QuietImport) for each in sys.meta_path):
         sys.meta_path.insert(0, devices.QuietImport())
     try:
-        return _run(words)
+        credentials.receive()
+        with _without_secrets(words[0] if words else ""):
+            return _run(words)
     except Exit as error:
         return _end(error)
     except KeyboardInterrupt:
@@ -64,6 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if ending is None:
             raise
         return _end(ending)
+
+
+def _without_secrets(command: str) -> contextlib.AbstractContextManager[None]:
+    """Keeps keys from what a command starts: only W&B's process, and `dashboard`, need W&B's."""
+    if command == "dashboard":
+        return contextlib.nullcontext()
+    return credentials.holding(all_of_them=command in ("doctor", "export", "report"))
 
 
 def _end(error: Exit) -> int:

@@ -61,6 +61,8 @@ command=(horovodrun --gloo "${options[@]}" "$program" "$@")
 echo "elastic.sh: ${command[*]}" >&2
 
 mkfifo "$folder/errors"
+export DISTGAN_SECRET="${DISTGAN_SECRET:-$(new_secret)}"
+hide_secrets "$folder"
 # What the ranks say is shown; horovodrun's own words are held back, and the exit code is taken from them.
 while IFS= read -r line; do
   if [[ "$line" =~ ^\[[0-9]+\]\<stderr\>:(.*)$ ]]; then

@@ -3,6 +3,26 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 command -v distgan >/dev/null || PATH="$root/.venv/bin:$PATH"
 command -v distgan >/dev/null || { echo "launch: distgan is missing: run bash launch/local.sh first" >&2; exit 2; }
 
+# horovodrun writes its environment on the command lines of its ranks, for every user of a host to read. What looks like a secret
+# goes by a file of this user's alone, and to other hosts by the standard input of ssh: distgan/runtime/credentials.py reads it.
+#   hide_secrets FOLDER
+hide_secrets() {
+  local name
+  while IFS= read -r name; do
+    [[ "${name^^}" =~ (_KEY|_TOKEN|_SECRET)$|PASSWORD|^AWS_ ]] || continue
+    (umask 077 && printf '%s=%s\0' "$name" "${!name}" >>"$1/secrets")
+    unset "$name"
+  done < <(compgen -e)
+  [ -e "$1/secrets" ] || return 0
+  mkdir "$1/bin"
+  printf '#!/usr/bin/env bash\nexec %q "$@" <%q\n' "$(command -v ssh || echo ssh)" "$1/secrets" >"$1/bin/ssh"
+  chmod +x "$1/bin/ssh"
+  export DISTGAN_SECRETS="$1/secrets" PATH="$1/bin:$PATH"
+}
+
+# Prints a secret for the workers of one job.
+new_secret() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
+
 # Waits for the process JOB and sets `status` to its exit code: a trapped signal ends a `wait`, and not the process.
 #   wait_for JOB
 wait_for() {

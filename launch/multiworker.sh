@@ -20,6 +20,7 @@ print(json.dumps(["127.0.0.1:%d" % each.getsockname()[1] for each in sockets]))
 PYTHON
 )"
 echo "multiworker.sh: TF_CONFIG='{\"cluster\": {\"worker\": $addresses}, \"task\": {\"type\": \"worker\", \"index\": N}}' distgan $*" >&2
+export DISTGAN_SECRET="${DISTGAN_SECRET:-$(new_secret)}"
 jobs=()
 for ((index = 0; index < workers; index++)); do
   TF_CONFIG="{\"cluster\": {\"worker\": $addresses}, \"task\": {\"type\": \"worker\", \"index\": $index}}" distgan "$@" &

@@ -1,6 +1,7 @@
 """Parts of a user's own, named by dotted path: a model without batch norm or dropout, slow images, an extractor."""
 
 import dataclasses
+import json
 import os
 import time
 
@@ -119,3 +120,14 @@ class Averages:
             return np.concatenate([band.mean((1, 2)) for band in bands], axis=1), None
 
         return Features("averages", "", 3 * self.bands, 0, "none", chunk)
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """Digits, which note in the folder DISTGAN_TEST_OUT what this process has in its environment."""
+
+    def open(self, data):
+        note = os.path.join(os.environ["DISTGAN_TEST_OUT"], f"rank{os.environ.get('HOROVOD_RANK', '')}.json")
+        with open(note, "w") as file:
+            json.dump(dict(os.environ), file)
+        return Digits().open(data)

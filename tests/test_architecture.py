@@ -71,6 +71,7 @@ def test_environment_is_read_in_two_places():
     for path in FILES:
         if str(path.relative_to(PACKAGE)) in (
             "cli.py",
+            "runtime/credentials.py",
             "runtime/topology.py",
             "runtime/devices.py",
             "runtime/elastic.py",

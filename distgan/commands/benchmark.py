@@ -24,7 +24,7 @@ from distgan.data.arrays import Synthetic
 from distgan.data.source import Description
 from distgan.errors import UserError
 from distgan.objectives import LOSSES
-from distgan.runtime import devices, topology
+from distgan.runtime import credentials, devices, topology
 from distgan.schema import Part, option
 
 _STARTUP_LIMIT_SECONDS = 600
@@ -300,7 +300,8 @@ def _startup(config: Config) -> dict[str, Any]:
         rows = Path(folder) / "metrics.jsonl"
         start = time.perf_counter()
         with (Path(folder) / "output").open("w+") as output:
-            child = subprocess.Popen([sys.executable, "-m", "distgan", "train", *flags], stdout=output, stderr=output)
+            words, environment = [sys.executable, "-m", "distgan", "train", *flags], credentials.for_child()
+            child = subprocess.Popen(words, stdout=output, stderr=output, env=environment)
             try:
                 while not (rows.exists() and rows.stat().st_size):
                     if child.poll() is not None or time.perf_counter() - start > _STARTUP_LIMIT_SECONDS:

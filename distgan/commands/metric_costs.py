@@ -20,6 +20,7 @@ import numpy as np
 
 from distgan.errors import UserError
 from distgan.evaluation import metrics
+from distgan.runtime import credentials
 
 _BATCH = 1000  # Images that an extractor hands over at once.
 _NEIGHBOURS = 3
@@ -49,7 +50,7 @@ def _distances_that_fit() -> int:
 
 def _apart(way: str, count: int, size: int) -> dict[str, Any]:
     words = [sys.executable, "-m", "distgan.commands.metric_costs", way, str(count), str(size)]
-    child = subprocess.run(words, capture_output=True, text=True)
+    child = subprocess.run(words, capture_output=True, text=True, env=credentials.for_child())
     if child.returncode:
         raise UserError(f"{way} of {count} images failed: {(child.stderr.splitlines() or ['killed'])[-1]}")
     return json.loads(child.stdout)

@@ -16,6 +16,7 @@ import tensorflow as tf
 from distgan import schema
 from distgan.evaluation.sampling import CHUNK, Sampler, truncated
 from distgan.models.saved import SavedGenerator
+from distgan.runtime import credentials
 
 _COUNT = 64
 _TRUNCATION = 0.7
@@ -147,7 +148,7 @@ def check_graph(sampler: Sampler, folder: Path) -> Mapping[str, Difference]:
         inputs, outputs = Path(workplace) / "asked.npz", Path(workplace) / "found.npz"
         np.savez(inputs, **asked)
         words = [sys.executable, "-I", "-c", _DRAW, str(folder), str(inputs), str(outputs)]
-        done = subprocess.run(words, capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, text=True, env=credentials.for_child())
         if done.returncode:
             raise RuntimeError(f"the SavedModel does not draw:\n{done.stderr}")
         with np.load(outputs) as found:

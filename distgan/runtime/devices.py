@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from distgan import files
 from distgan.config import Config
 from distgan.errors import UserError
-from distgan.runtime import gpus, topology
+from distgan.runtime import credentials, gpus, topology
 from distgan.runtime.control import Control, Deadline, Group, Heartbeat, Line, listen, narrowest
 from distgan.runtime.hub import Limits
 
@@ -68,14 +68,14 @@ def _connect(config: Config, workers: topology.Workers | None, limits: Limits) -
 
 
 def _secret(config: Config) -> str:
-    """What --runtime.secret_file holds; empty where there is none.
+    """What --runtime.secret_file holds, or else what the launcher has made; empty where there is neither.
 
     Raises:
       UserError: it cannot be read, or is no secret.
     """
     path = config.runtime.secret_file
     if not path:
-        return ""
+        return credentials.job_secret()
     try:
         secret = files.read_text(path, most_bytes=_LARGEST_SECRET).strip()
     except (OSError, ValueError) as error:

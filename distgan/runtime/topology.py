@@ -94,11 +94,6 @@ def gloo_interface() -> str:
     return os.environ.get("HOROVOD_GLOO_IFACE", "")
 
 
-def child_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """This process' environment for one of its own, with more where it says nothing itself."""
-    return {**more, **os.environ}
-
-
 def find_workers(environment: Mapping[str, str], workers: int = 1, peers: str = "") -> Workers | None:
     """The workers that a launcher has started, by its environment variables; None where there is no launcher.
 

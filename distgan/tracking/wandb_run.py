@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
+from distgan.runtime import credentials
 from distgan.tracking import wandb_log
 
 _MOST_ERRORS = 10
@@ -68,7 +69,7 @@ def choose_mode(wanted: str, key_file: str = "") -> str:
 def has_key() -> bool:
     """Whether WANDB_API_KEY or a .netrc file holds a key for the server."""
     settings = wandb.setup().settings
-    if settings.api_key:
+    if settings.api_key or credentials.wandb_key():
         return True
     try:
         return netrc.netrc().authenticators(urlsplit(settings.base_url).hostname or "") is not None

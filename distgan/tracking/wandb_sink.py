@@ -23,7 +23,7 @@ import numpy as np
 
 from distgan.config import TrackingConfig
 from distgan.errors import UserError
-from distgan.runtime import topology
+from distgan.runtime import credentials, topology
 from distgan.tracking.alerts import Alert, Row
 from distgan.tracking.console import log
 from distgan.tracking.tracker import Sink
@@ -289,7 +289,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env={**topology.child_environment(folders), **environment},
+                env={**credentials.for_tracking(folders), **environment},
                 start_new_session=True,  # Signals to the trainer's group are the trainer's to answer.
             )
         self.into: Any = self.child.stdin

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from distgan import __version__, schema
 from distgan.config import Config
 from distgan.errors import UserError
+from distgan.runtime import credentials
 from distgan.schedules import Schedule
 from distgan.tracking.console import log
 
@@ -196,6 +197,7 @@ def _git_revision() -> str | None:
             capture_output=True,
             text=True,
             timeout=5,
+            env=credentials.for_child(),
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
