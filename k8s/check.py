@@ -323,11 +323,22 @@ def network(run):
     ports = [port.get("port") for rule in rules for port in rule.get("ports", [])]
     if 53 not in ports:
         yield "no NetworkPolicy lets DNS (port 53) through: the workers would not find each other"
-    if any(not rule.get("from") for each in policies for rule in each.get("ingress", [])):
-        yield "a NetworkPolicy lets everybody in"
+    guarded = [each for each in policies if "Ingress" in each.get("policyTypes", ())]
+    for role, pod in run.pods.items():
+        labels = pod["metadata"].get("labels", {}).items()
+        if not any(each["podSelector"].get("matchLabels", {}).items() <= labels for each in guarded):
+            yield f"{role}: no NetworkPolicy guards its ports: TensorFlow's and Horovod's let everybody in"
+    for rule in (rule for each in policies for rule in each.get("ingress", [])):
+        peers = rule.get("from") or [{}]
+        if any(peer.keys() != {"podSelector"} or _instance_of(peer) != run.name for peer in peers):
+            yield "a NetworkPolicy lets others in than the run's own pods"
     online = run.flags.get("tracking.wandb") == "online"
     if online != (443 in ports):
         yield f"--tracking.wandb={run.flags.get('tracking.wandb')}, and port 443 is {'closed' if online else 'open'}"
+
+
+def _instance_of(peer):
+    return peer["podSelector"].get("matchLabels", {}).get(INSTANCE)
 
 
 def exit_codes(run):
