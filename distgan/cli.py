@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from distgan import __version__, registry, schema
+from distgan import __version__, registry, schema, trust
 from distgan.errors import Ended, Exit, UserError, printable
 from distgan.runtime import credentials, devices
 from distgan.runtime.topology import find_workers, read_environment
@@ -135,7 +135,7 @@ def parse(module: ModuleType, words: Sequence[str]) -> tuple[Any, list[str]]:
       UserError: an unknown flag (with the nearest name), a value that is not allowed, a word too many.
     """
     try:
-        words = flags.FlagValues().read_flags_from_files(list(words), force_gnu=True)
+        words = trust.allow(flags.FlagValues().read_flags_from_files(list(words), force_gnu=True))
     except flags.Error as error:
         raise UserError(str(error)) from None
     base: dict[str, Any] = {}
@@ -209,6 +209,9 @@ def _help(command: str, module: ModuleType, options: Any) -> str:
     for entry in schema.entries(options):
         lines.append(f"  --{entry.name}={_spell(entry.plain)}  ({entry.allowed()})")
         lines.append(f"      {entry.doc}")
+    if any(entry.name == "run_dir" for entry in schema.entries(options)):
+        lines.append(f"  {trust.FLAG}")
+        lines.append("      run the code that --run_dir names (module:attribute), though others can write to it")
     lines.append("  --flagfile=FILE")
     lines.append("      read flags from a file, one a line")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from distgan import schema
 from distgan.commands import trained
 from distgan.data.source import Description
-from distgan.errors import UserError
+from distgan.errors import UserError, printable
 from distgan.runtime import devices
 from distgan.schema import option, section
 from distgan.tracking.wandb_sink import log_export
@@ -210,7 +210,10 @@ def _loading(sampler: Sampler) -> Iterator[str]:
     yield ""
     yield "import distgan.models.saved  # Keras must know the class that the file names."
     yield ""
-    yield 'generator = keras.models.load_model("generator.keras")'
+    name = sampler.config.model.name.name
+    if ":" in name:
+        yield f"# safe_mode=False, as this runs code that is not distgan's: {printable(name)}."
+    yield f'generator = keras.models.load_model("generator.keras"{", safe_mode=False" if ":" in name else ""})'
     if conditional:
         yield "labels = tf.zeros([8], tf.int32)"
     yield f"images = generator(tf.random.normal([8, {size}]){given})"

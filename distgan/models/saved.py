@@ -7,8 +7,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.saving.serialization_lib import in_safe_mode  # Which has no public name.
 
-from distgan import schema
+from distgan import schema, trust
 from distgan.config import Config
 
 
@@ -41,6 +42,23 @@ class SavedGenerator(keras.Model):
     def call(self, latents: tf.Tensor, labels: tf.Tensor | None = None) -> tf.Tensor:
         """Latents float32 [N, Z], classes int32 [N] where there are any -> images float32 [N, H, W, C] in [-1, 1]."""
         return self.network(tf.cast(latents, self.network.variable_dtype), labels=labels)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> SavedGenerator:
+        """Keras' way to make one from a file; in Keras' safe mode only of distgan's own networks.
+
+        Raises:
+          ValueError: the file names a user's network, whose code would be run.
+        """
+        fields = (entry.name for entry in schema.entries(Config()) if entry.table)
+        named = trust.named_code(config["config"], fields)
+        if named and in_safe_mode() is not False:
+            told = ", ".join(f"{field}={','.join(names)}" for field, names in named.items())
+            raise ValueError(
+                f"the file names code that is not distgan's, {told}, which would be run: if you trust it, load it by "
+                "keras.models.load_model(..., safe_mode=False)"
+            )
+        return cls(**config)
 
     def get_config(self) -> dict[str, Any]:
         return {"config": self.flat, "image_shape": list(self.image_shape), "num_classes": self.num_classes}

@@ -12,13 +12,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from distgan import __version__, schema
+from distgan import __version__, files, schema, trust
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.runtime import credentials
 from distgan.schedules import Schedule
 from distgan.tracking.console import log
 
+_LARGEST_BYTES = 2**26  # Of config.json.
 _COMPUTING = ("tensorflow", "tensorflow-cpu", "keras", "numpy")
 _RECORDED = (*_COMPUTING, "wandb")
 
@@ -182,10 +183,15 @@ def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-        return {key: content[key] for key in ("config", "data_fingerprint", "starts")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = json.loads(files.read_text(path, _LARGEST_BYTES))
+        content = {key: content[key] for key in ("config", "data_fingerprint", "starts")}
+        config, starts = content["config"], content["starts"]
+        if not isinstance(config, dict) or not all(isinstance(start, dict) for start in starts):
+            raise TypeError("it is no run's")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+    trust.check(path.parent, config, (entry.name for entry in schema.entries(Config()) if entry.table))
+    return content
 
 
 def _git_revision() -> str | None:
