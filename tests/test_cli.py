@@ -194,7 +194,7 @@ def test_unreadable_npz(refused, tmp_path):
     assert "is not a readable .npz file" in refused(*flags)
     np.save(path.with_suffix(".npy"), np.zeros(3))
     path.write_bytes(path.with_suffix(".npy").read_bytes())
-    assert "is not an .npz file" in refused(*flags)
+    assert "is not a readable .npz file" in refused(*flags)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,25 @@ OPENING_SECONDS = 2
 EVIL = "</script><img src=x onerror=\"document.title='got in'\">"
 
 
+ODD = [
+    1.0,
+    -1.0,
+    0,
+    1e308,
+    -1e308,
+    5e-324,
+    None,
+    float("nan"),
+    float("inf"),
+    10**400,
+    -(10**400),
+    1e149,
+    -2.5,
+    3,
+    1e-300,
+]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Runs and their reports."""
@@ -22,7 +41,12 @@ def folder(tmp_path_factory):
     fake_run.make(folder / "long", 10_000, grids=250, restarts=(2500, 7500), spike=spike, evaluations=50, checkpoints=3)
     fake_run.make(folder / "short", 400, 20, restarts=(100,), not_finite=range(200, 220), data__path=EVIL)
     fake_run.make(folder / "other", 300, 10, evaluations=4, seed=1, train__global_batch=128)
-    for runs in (["long"], ["short"], ["short", "other"]):
+    odd = fake_run.make(folder / "odd", 200)
+    for number, each in enumerate(odd):
+        each |= {key: ODD[(number + place) % len(ODD)] for place, key in enumerate(each) if "progress" not in key}
+    lines = [json.dumps(each) for each in odd] + [json.dumps({"progress/images_seen": seen}) for seen in ODD]
+    (folder / "odd" / "metrics.jsonl").write_text("\n".join(lines))
+    for runs in (["long"], ["short"], ["short", "other"], ["odd"]):
         words = f"--run_dir={','.join(str(folder / run) for run in runs)}", f"--out={folder / '-'.join(runs)}.html"
         assert cli.main(["report", *words]) == 0
     return folder
@@ -238,3 +262,19 @@ def test_several_runs_in_the_same_charts(browse):
     browser.click("#theme")
     assert browser.script("document.documentElement.dataset.theme") == "light"
     assert browser.script("getComputedStyle(document.body).backgroundColor") != dark
+
+
+def test_odd_values_are_drawn_as_numbers(browse):
+    """Whatever the rows hold, on any axis and however smooth: no coordinate is NaN or infinite."""
+    browser = browse("odd")
+    attributes = (
+        "[...document.querySelectorAll('main svg, main svg *')].flatMap((e) => [...e.attributes])"
+        ".map((a) => a.value).filter((v) => /NaN|Infinity|undefined/.test(v))"
+    )
+    for scale in ("auto", "linear", "log"):
+        for smoothing in (0, 0.5, 0.99):
+            browser.script(
+                f"Object.assign(view, {{scale: '{scale}', smoothing: {smoothing}}}) && charts.forEach((c) => c.render())"
+            )
+            assert browser.script(attributes) == [], (scale, smoothing)
+    assert browser.script("document.querySelectorAll('path.curve').length") > 15

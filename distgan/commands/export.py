@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +118,29 @@ def _files(path: Path) -> list[Path]:
     return [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
 
 
+_MARKUP = re.compile(r"([\\`*_{}\[\]()#!|~])")
+
+
+def plain(text: Any) -> str:
+    r"""A text as Markdown that shows it as it is: no link, picture, heading or HTML, and all on one line.
+
+    >>> plain("<img src=x>"), plain("[a](javascript:b)"), plain("# two\nlines")
+    ('&lt;img src=x&gt;', '\\[a\\]\\(javascript:b\\)', '\\# two lines')
+    """
+    line = " ".join(printable(str(text)).split())
+    return _MARKUP.sub(r"\\\1", html.escape(line, quote=False))
+
+
+def _code(text: Any) -> str:
+    """A name as code within a line of Markdown."""
+    return f"`{' '.join(printable(str(text)).replace('`', chr(39)).split())}`"
+
+
+def _json(value: Any) -> str:
+    """JSON for a block of code, which no text in it can end."""
+    return json.dumps(value, indent=1).replace("<", "\\u003c").replace("`", "\\u0060")
+
+
 def _card(
     sampler: Sampler, info: Mapping[str, Any], weights: str, scores: list[dict[str, Any]], checks: list[str]
 ) -> Iterator[str]:
@@ -123,10 +148,11 @@ def _card(
     config, description = sampler.config, sampler.description
     height, width, channels = description.image_shape
     classes = f"{sampler.num_classes} classes" if sampler.num_classes else "no classes"
-    yield f"# {config.preset or config.model.name.name}: a generator of {width}x{height} images"
+    yield f"# {plain(config.preset or config.model.name.name)}: a generator of {width}x{height} images"
     yield ""
-    yield f"Network `{config.model.name.name}`, trained by distgan for {info['images_seen'] / 1000:g} kimg on the data source"
-    yield f"`{config.data.source.name}`: images {height}x{width}x{channels}, {classes}."
+    trained_for = f"{info['images_seen'] / 1000:g} kimg"
+    yield f"Network {_code(config.model.name.name)}, trained by distgan for {trained_for} on the data source"
+    yield f"{_code(config.data.source.name)}: images {height}x{width}x{channels}, {classes}."
     yield {
         "ema": "The weights are the average over the training (EMA).",
         "raw": "The weights are the trained ones themselves, not their average.",
@@ -152,14 +178,14 @@ def _card(
     yield ""
     yield "## Data"
     yield ""
-    yield f"- source: `{config.data.source.name}`"
-    yield f"- fingerprint of pixels and labels: `{info['data_fingerprint']}`"
+    yield f"- source: {_code(config.data.source.name)}"
+    yield f"- fingerprint of pixels and labels: {_code(info['data_fingerprint'])}"
     # Checkpoints from before export hold only how many there are of each class.
-    yield f"- images: {info.get('num_images', sum(description.label_counts)) or 'unknown'}"
+    yield f"- images: {plain(info.get('num_images', sum(description.label_counts)) or 'unknown')}"
     if sampler.num_classes:
         yield "- classes, and the images of each:"
         yield from (
-            f"  - {label}: {description.label_name(label)} ({count:,})"
+            f"  - {label}: {plain(description.label_name(label))} ({count:,})"
             for label, count in enumerate(description.label_counts)
         )
     yield ""
@@ -170,7 +196,7 @@ def _card(
     yield "## Config"
     yield ""
     yield "```json"
-    yield json.dumps({name: value for name, value in schema.flatten(config).items() if name not in _PRIVATE}, indent=1)
+    yield _json({name: value for name, value in schema.flatten(config).items() if name not in _PRIVATE})
     yield "```"
 
 
@@ -235,10 +261,11 @@ def _score_lines(scores: list[dict[str, Any]], images_seen: int, weights: str) -
         yield ""
     yield "| metric | score |"
     yield "|---|---|"
-    yield from (f"| {name} | {'not finite' if score is None else score} |" for name, score in line["scores"].items())
+    for name, score in line["scores"].items():
+        yield f"| {plain(name)} | {'not finite' if score is None else plain(score)} |"
     yield ""
     yield "How they were worked out; scores with other cards can't be compared:"
     yield ""
     yield "```json"
-    yield json.dumps(line["cards"], indent=1)
+    yield _json(line["cards"])
     yield "```"

@@ -111,7 +111,7 @@ def _read_evaluations(path: Path) -> list[dict[str, Any]]:
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             result = json.loads(line)
-            scores = {name: float("nan") if value is None else float(value) for name, value in result["scores"].items()}
+            scores = {name: curves.finite(value) for name, value in result["scores"].items()}
             cards = {name: dict(card) for name, card in result["cards"].items()}
             found.append({"images_seen": int(result["images_seen"]), "scores": scores, "cards": cards})
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -227,7 +227,7 @@ def _run(run: Run, protocols: Sequence[str]) -> dict[str, Any]:
         "name": run.name,
         "path": str(run.path),
         "num_rows": len(run.rows),
-        "total_images": configs.images(float(run.config.get("train.total_kimg", 0))),
+        "total_images": configs.images(max(0.0, curves.finite(run.config.get("train.total_kimg"), 0.0))),
         "last": {key: curves.shorten(value) for key, value in last.items()},
         "config": run.config,
         "starts": run.starts,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import socket
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from distgan import seeds
+from distgan import files, seeds
 from distgan.config import DataConfig
 from distgan.data.source import InMemory
 from distgan.errors import UserError
@@ -42,8 +41,7 @@ class Mnist:
 
     def open(self, data: DataConfig) -> InMemory:
         if data.path:
-            with _npz("mnist", data.path, ("x_train", "y_train")) as file:
-                images, labels = file["x_train"], file["y_train"]
+            images, labels = _npz("mnist", data.path, ("x_train", "y_train")).values()
         else:
             (images, labels), _ = _download("mnist", "mnist.npz", "mnist.npz")
         return InMemory.of("mnist", images, labels, data)
@@ -57,8 +55,7 @@ class Cifar10:
 
     def open(self, data: DataConfig) -> InMemory:
         if data.path:
-            with _npz("cifar10", data.path, ("x_train", "y_train")) as file:
-                images, labels = file["x_train"], file["y_train"]
+            images, labels = _npz("cifar10", data.path, ("x_train", "y_train")).values()
         else:
             (images, labels), _ = _download("cifar10", "cifar-10-python.tar.gz", "cifar-10-batches-py-target_archive")
         return InMemory.of("cifar10", images, labels.reshape(-1), data)
@@ -71,11 +68,8 @@ class Npz:
     def open(self, data: DataConfig) -> InMemory:
         if not data.path:
             raise UserError("--data.source=npz needs --data.path=FILE.npz")
-        with _npz("npz", data.path, ("images",)) as file:
-            others = sorted(set(file.files) - {"images", "labels"})
-            if others:
-                log.info("%s: passed over, beside images and labels: %s", data.path, ", ".join(others))
-            return InMemory.of(data.path, file["images"], file.get("labels"), data)
+        arrays = _npz("npz", data.path, ("images",), ("labels",))
+        return InMemory.of(data.path, arrays["images"], arrays.get("labels"), data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,23 +121,27 @@ class Synthetic:
         return InMemory.of("synthetic", images, labels, data)
 
 
-def _npz(name: str, path: str, keys: tuple[str, ...]) -> Any:
-    """An open .npz file that has the keys."""
+def _npz(name: str, path: str, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, the needed ones first; others are told of.
+
+    Raises:
+      UserError: it is none, or lacks one that is needed.
+    """
     try:
-        file = np.load(path, allow_pickle=False)
+        with files.open_regular(path) as file:
+            arrays, names = files.read_npz(file, (*needed, *optional))
     except FileNotFoundError:
         raise UserError(f"--data.path={path} does not exist") from None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"--data.path={path} is not a readable .npz file: {str(error).splitlines()[0]}") from None
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise UserError(f"--data.path={path} is not an .npz file")
-    missing = [key for key in keys if key not in file]
+    except (OSError, files.Damaged) as error:
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"--data.path={path} is not a readable .npz file: {why}") from None
+    missing = [each for each in needed if each not in arrays]
     if missing:
-        file.close()
-        raise UserError(
-            f"--data.path={path} lacks {', '.join(missing)} for {name}; it has {', '.join(file.files) or 'nothing'}"
-        )
-    return file
+        there = ", ".join(names) or "nothing"
+        raise UserError(f"--data.path={path} lacks {', '.join(missing)} for {name}; it has {there}")
+    if others := sorted(set(names) - {*needed, *optional}) if optional else []:
+        log.info("%s: passed over, beside images and labels: %s", path, ", ".join(others))
+    return arrays
 
 
 def _download(name: str, published: str, cached: str) -> Any:

@@ -7,8 +7,10 @@ A class is the first folder level; or `dataset.json` at the top says it for each
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import os
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from distgan import files
 from distgan.config import DataConfig
 from distgan.data import labels as label_rules
 from distgan.data.pixels import SUFFIXES, BadImage
@@ -44,6 +47,8 @@ _SYSTEM_NAMES = (
         "cachedir.tag",
     ),
 )
+_KEPT = ("blob", "ends", "passed_over", "folder_blob", "folder_ends", "times")
+_SPECIAL = "pipes, sockets and devices"
 _HIDDEN = "hidden or of the system"
 _KINDS = 6  # How many kinds of what is passed over are named.
 _LONGEST_SUFFIX = 12
@@ -63,7 +68,7 @@ class Folder:
         names, passed_over = list_folder(root, cache_dir(data))
         listed = root / _LABELS
         try:
-            text = listed.read_bytes() if listed.exists() else None
+            text = files.read_bytes(listed, _most_of_labels(len(names))) if listed.exists() else None
         except OSError as error:
             raise UserError(f"{listed} cannot be read: {error.strerror}") from None
         return _open(data, Files(root, names), names.decoded(), text, passed_over)
@@ -76,14 +81,28 @@ class Zip:
     def open(self, data: DataConfig) -> Encoded:
         path = _existing(data, "zip")
         try:
-            with zipfile.ZipFile(path) as archive:
+            with files.open_regular(path) as file, zipfile.ZipFile(file) as archive:
                 passed_over: Counter[str] = Counter()
-                infos = sorted(_images_in(archive, passed_over), key=lambda info: info.filename.encode())
-                text = archive.read(_LABELS) if _LABELS in archive.namelist() else None
-        except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, zlib.error) as error:
-            raise UserError(f"--data.path={path} is not a readable zip file: {error}") from None
+                infos = sorted(_images_in(archive, path, passed_over), key=lambda info: info.filename.encode())
+                text = _labels_in(archive, _most_of_labels(len(infos)))
+        except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, zlib.error) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"--data.path={path} is not a readable zip file: {why}") from None
         entries = ZipEntries(path, infos)
         return _open(data, entries, (info.filename for info in infos), text, passed_over)
+
+
+def _most_of_labels(images: int) -> int:
+    """The bytes that labels of so many images may take: more is no list of labels, and might not fit into the memory."""
+    return 2**20 + 2**10 * images
+
+
+def _labels_in(archive: zipfile.ZipFile, most_bytes: int) -> bytes | None:
+    if _LABELS not in archive.namelist():
+        return None
+    if (size := archive.getinfo(_LABELS).file_size) > most_bytes:
+        raise ValueError(f"its {_LABELS} takes {size:,} bytes, and {most_bytes:,} are enough for its images")
+    return archive.read(_LABELS)
 
 
 def _existing(data: DataConfig, source: str) -> Path:
@@ -146,7 +165,7 @@ def _listed_labels(data: DataConfig, names: Sequence[str], text: bytes) -> tuple
     try:
         pairs = json.loads(text)["labels"]
         by_name = None if pairs is None else {str(name): label for name, label in pairs}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f'{where} is not {{"labels": [["name", class], ...]}}: {error}') from None
     if by_name is None:
         log.info("%s says that there are no labels", where)
@@ -206,7 +225,7 @@ class Files:
 
     def fetch(self, index: int) -> bytes:
         try:
-            with open(self.name(index), "rb") as file:
+            with files.open_regular(self.name(index)) as file:
                 return file.read(_LARGEST_BYTES)
         except OSError as error:
             since = "; it was there when the folder was listed" if isinstance(error, FileNotFoundError) else ""
@@ -235,23 +254,22 @@ def list_folder(root: Path, cache_dir: Path) -> tuple[Names, Counter[str]]:
       UserError: a folder cannot be read, or is linked into itself.
     """
     cached = cache_dir / f"files-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.npz"
-    try:
-        with np.load(cached) as kept:
-            names, passed_over = Names(kept["blob"], kept["ends"]), Counter(json.loads(str(kept["passed_over"])))
-            folders = Names(kept["folder_blob"], kept["folder_ends"]).decoded()
+    if content := files.read_sealed(cached):
+        kept, _ = files.read_npz(io.BytesIO(content), _KEPT)
+        names, passed_over = Names(kept["blob"], kept["ends"]), Counter(json.loads(str(kept["passed_over"])))
+        folders = Names(kept["folder_blob"], kept["folder_ends"]).decoded()
+        with contextlib.suppress(OSError):  # Where a folder is gone.
             if all(os.stat(path).st_mtime_ns == time for path, time in zip(folders, kept["times"], strict=True)):
                 return names, passed_over
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # No list yet, or none that can be used.
     listing = _Listing([], [], Counter())
     _walk(os.fsencode(root), b"", (), listing)
     names = Names.of(sorted(listing.images))
     folders_listed = Names.of([name for name, _ in listing.folders])
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        temporary = cached.with_suffix(f".{os.getpid()}.npz")
+        temporary, made = cached.with_suffix(f".{os.getpid()}.npz"), io.BytesIO()
         np.savez(
-            temporary,
+            made,
             blob=names.blob,
             ends=names.ends,
             passed_over=json.dumps(listing.passed_over),
@@ -259,6 +277,7 @@ def list_folder(root: Path, cache_dir: Path) -> tuple[Names, Counter[str]]:
             folder_ends=folders_listed.ends,
             times=np.array([time for _, time in listing.folders], np.int64),
         )
+        temporary.write_bytes(files.sealed(made.getvalue()))
         temporary.rename(cached)
     except OSError:
         pass  # A list that cannot be kept is made again.
@@ -293,7 +312,8 @@ def _walk(root: bytes, below: bytes, above: tuple[tuple[int, int], ...], listing
                 is_folder = entry.is_dir()
                 if name == _LABELS.encode():
                     continue
-                if kind := _kind(os.fsdecode(entry.name), is_folder):
+                special = not (is_folder or entry.is_file() or entry.is_symlink())
+                if kind := _kind(os.fsdecode(entry.name), is_folder) or (special and _SPECIAL or ""):
                     listing.passed_over[kind] += 1
                 elif is_folder:
                     _walk(root, name, above, listing)
@@ -321,7 +341,7 @@ def _kind(name: str, is_folder: bool) -> str:
     return os.path.splitext(name)[1].lower()[:_LONGEST_SUFFIX] or "without a suffix"
 
 
-def _images_in(archive: zipfile.ZipFile, passed_over: Counter[str]) -> Iterator[zipfile.ZipInfo]:
+def _images_in(archive: zipfile.ZipFile, path: Path, passed_over: Counter[str]) -> Iterator[zipfile.ZipInfo]:
     """The entries that are images; others are counted by their kinds.
 
     Raises:
@@ -334,7 +354,7 @@ def _images_in(archive: zipfile.ZipFile, passed_over: Counter[str]) -> Iterator[
         if kind := _HIDDEN if any(map(is_hidden, folders)) else _kind(name, False):
             passed_over[kind] += 1
             continue
-        where = f"{info.filename} in --data.path={archive.filename}"
+        where = f"{info.filename} in --data.path={path}"
         if info.filename.startswith(("/", "\\")) or ".." in PurePosixPath(info.filename.replace("\\", "/")).parts:
             raise UserError(f"{where} is an unsafe name")
         if info.flag_bits & 1:
@@ -355,7 +375,7 @@ class ZipEntries:
         facts = [(info.header_offset, info.compress_size, info.file_size, info.CRC) for info in infos]
         self.table = np.array(facts, np.int64).reshape(-1, 4)
         self.deflated = np.array([info.compress_type == zipfile.ZIP_DEFLATED for info in infos], bool)
-        self.file = os.open(path, os.O_RDONLY)  # As long as the process.
+        self.file = files.descriptor(path)  # As long as the process.
 
     @property
     def sizes(self) -> np.ndarray:

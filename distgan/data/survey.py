@@ -23,7 +23,7 @@ import numpy as np
 import PIL
 from filelock import FileLock
 
-from distgan import seeds
+from distgan import files, seeds
 from distgan.config import DataConfig
 from distgan.data import index
 from distgan.data.pixels import BadImage, Facts, decode_with_facts, plain
@@ -139,7 +139,7 @@ def survey(name: str, entries: Entries, data: DataConfig) -> Survey:
             log.info("%s: looks at %s of %s images, once", name, f"{SAMPLE:,}", f"{len(entries):,}")
         looks, made = _look_at(name, entries, indices, data)
         if all(look.facts for look in looks):  # What cannot be read now may be readable the next time.
-            _write(path, json.dumps(dataclasses.asdict(made)))
+            _write(path, files.sealed(json.dumps(dataclasses.asdict(made)).encode()))
         return made
 
 
@@ -182,10 +182,10 @@ def _combined(digests: Iterator[bytes]) -> str:
 
 
 def _load(path: Path) -> Survey | None:
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # None yet, or none that can be used.
-        values = json.loads(path.read_text())
-        return Survey(**{**values, "shape": tuple(values["shape"]), "notes": tuple(values["notes"])})
-    return None
+    if (content := files.read_sealed(path)) is None:
+        return None
+    values = json.loads(content)
+    return Survey(**{**values, "shape": tuple(values["shape"]), "notes": tuple(values["notes"])})
 
 
 @contextlib.contextmanager
@@ -198,11 +198,11 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with contextlib.suppress(OSError):  # What cannot be kept is worked out again.
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
+        temporary.write_bytes(content)
         temporary.rename(path)
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import os
 import struct
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from distgan import files
 from distgan.config import DataConfig
 from distgan.data import labels as label_rules
 from distgan.data.folder import is_hidden
@@ -103,12 +104,10 @@ def _indexed(
     states = np.array([[shard.stat().st_size, shard.stat().st_mtime_ns] for shard in shards], np.int64)
     named = f"{[str(shard.resolve()) for shard in shards]} {image_feature} {label_feature}"
     cached = cache_dir / f"distgan-index-{hashlib.sha256(named.encode()).hexdigest()[:16]}.npz"
-    try:
-        with np.load(cached) as kept:
-            if np.array_equal(kept["states"], states):
-                return kept["table"], kept["labels"] if label_feature else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # No index yet, or none that can be used.
+    if content := files.read_sealed(cached):
+        kept, _ = files.read_npz(io.BytesIO(content), ("table", "labels", "states"))
+        if np.array_equal(kept["states"], states):
+            return kept["table"], kept["labels"] if label_feature else None
     log.info("%s: reads all records once, for an index that is kept in %s", shards[0].parent, cached)
     rows, labels = [], []
     for number, shard in enumerate(shards):
@@ -126,8 +125,9 @@ def _indexed(
     )
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        temporary = cached.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, table=table, labels=label_array, states=states)
+        temporary, made = cached.with_suffix(f".{os.getpid()}.npz"), io.BytesIO()
+        np.savez(made, table=table, labels=label_array, states=states)
+        temporary.write_bytes(files.sealed(made.getvalue()))
         temporary.rename(cached)
     except OSError as error:
         raise UserError(
@@ -143,7 +143,7 @@ class Records:
         """Opens the shards; the table is int64 [N, 3]: shard, offset of the record, length of its data."""
         self.shards, self.table, self.feature = shards, table, feature
         try:
-            self.files = [os.open(shard, os.O_RDONLY) for shard in shards]  # As long as the process.
+            self.files = [files.descriptor(shard) for shard in shards]  # As long as the process.
         except OSError as error:
             raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
 
@@ -216,7 +216,7 @@ def scan(shard: Path) -> Iterator[tuple[int, bytes]]:
       UserError: it is cut short, or a checksum is another one.
     """
     try:
-        with shard.open("rb") as file:
+        with files.open_regular(shard) as file:
             offset = 0
             while header := file.read(_LENGTH.size):
                 length, check = _LENGTH.unpack(header) if len(header) == _LENGTH.size else (0, -1)
@@ -269,26 +269,82 @@ def read_manifest(root: Path) -> dict[str, Any]:
     """What `distgan prepare` says of the shards in a folder; empty where it wrote none.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: it cannot be read, or does not say what it should.
     """
     path = root / MANIFEST
+    if not path.exists():
+        return {}
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except (OSError, ValueError) as error:
+        manifest = json.loads(files.read_bytes(path, _LARGEST_BYTES))
+        if problem := next(_wrong(manifest), ""):
+            raise ValueError(problem)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+    return manifest
+
+
+_FIELDS = {"shape": list, "num_classes": int, "label_names": list, "index_sha256": str, "shards": list}
+_SHARD_FIELDS = {"file": str, "bytes": int, "sha256": str}
+
+
+def _wrong(manifest: Any) -> Iterator[str]:
+    """Yields what a manifest does not say as it should."""
+    if not isinstance(manifest, dict):
+        yield "it is no JSON object"
+    for name, kind in _FIELDS.items():
+        if type(manifest.get(name)) is not kind:
+            yield f"it has no {name}, or another thing in its place"
+    if len(manifest["shape"]) != 3 or not all(type(side) is int and side > 0 for side in manifest["shape"]):
+        yield "its shape is not [height, width, channels]"
+    if not all(isinstance(name, str) for name in manifest["label_names"]) or manifest["num_classes"] < 0:
+        yield "its classes are none"
+    if not manifest["shards"]:
+        yield "it names no shard"
+    for shard in manifest["shards"]:
+        if not isinstance(shard, dict) or not all(
+            type(shard.get(name)) is kind for name, kind in _SHARD_FIELDS.items()
+        ):
+            yield "one of its shards has no file, bytes or sha256"
+        if shard["file"] != os.path.basename(shard["file"]) or shard["file"] in ("", ".", ".."):
+            yield f"the shard {shard['file']} would not lie in its folder"
 
 
 def _own_table(root: Path, manifest: dict[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    """The table of places and the labels beside our own shards.
+
+    Raises:
+      UserError: they are not those of the shards.
+    """
+    place, shards = root / INDEX, manifest["shards"]
     try:
-        data = (root / INDEX).read_bytes()
+        data = files.read_bytes(place, _LARGEST_BYTES)
         if hashlib.sha256(data).hexdigest() != manifest["index_sha256"]:
-            raise UserError(f"{root / INDEX} is damaged: its SHA-256 is not the manifest's")
-        with np.load(root / INDEX) as kept:
-            table, labels = kept["table"], kept["labels"]
-        for shard in manifest["shards"]:
+            raise UserError(f"{place} is damaged: its SHA-256 is not the manifest's")
+        arrays, _ = files.read_npz(io.BytesIO(data), ("table", "labels"))
+        for shard in shards:
             size = (root / shard["file"]).stat().st_size
             if size != shard["bytes"]:
                 raise UserError(f"{root / shard['file']} has {size} bytes, and the manifest says {shard['bytes']}")
+        table, labels = arrays["table"], arrays["labels"]
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
-    return table, labels if manifest["num_classes"] else None
+    except (KeyError, files.Damaged) as error:
+        raise UserError(f"{place} is damaged: {error}") from None
+    if not _places_are_in(table, [shard["bytes"] for shard in shards]):
+        raise UserError(f"{place} is damaged: it names places that the shards do not have")
+    num_classes = manifest["num_classes"]
+    if not num_classes:
+        return table, None
+    if labels.shape != (len(table),) or labels.dtype.kind != "i" or not ((labels >= 0) & (labels < num_classes)).all():
+        raise UserError(f"{place} is damaged: its labels are not those of {len(table)} images of {num_classes} classes")
+    return table, labels.astype(np.int32)
+
+
+def _places_are_in(table: np.ndarray, sizes: Sequence[int]) -> bool:
+    """Whether every row is a shard's number, and a record that lies within its so many bytes."""
+    if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 3 or not len(table) or (table < 0).any():
+        return False
+    shard, offset, length = table.T
+    if shard.max() >= len(sizes) or length.max() > _LARGEST_BYTES:
+        return False
+    return bool((offset <= np.array(sizes)[shard] - length - _LENGTH.size - 4).all())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distgan import seeds
+from distgan import files, seeds
 from distgan.data.pixels import resize
 from distgan.data.source import Images, readable
 from distgan.errors import UserError
@@ -62,7 +62,7 @@ class Classifier:
                 weights = _load(path, shapes)  # Another process may have made it by now.
                 if weights is None:
                     weights = _train(images, side, shapes, round(self.classifier_kimg * 1000))
-                    write_whole(path, _bytes(weights))
+                    write_whole(path, files.sealed(_bytes(weights)))
         return Features(
             "classifier",
             hashlib.sha256(_bytes(weights)).hexdigest(),
@@ -198,16 +198,9 @@ def _bytes(weights: Mapping[str, np.ndarray]) -> bytes:
 
 def _load(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray] | None:
     """The weights in a file; None where it is not there, or damaged."""
-    from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    if not path.exists():
+    if (content := files.read_sealed(path)) is None:
         return None
-    try:
-        weights = load(path.read_bytes())
-    except SafetensorError:
-        weights = {}
-    if {name: value.shape for name, value in weights.items()} != shapes:
-        log.warning("%s is damaged: it is made anew", path)
-        return None
-    return weights
+    weights = load(content)
+    return weights if {name: value.shape for name, value in weights.items()} == shapes else None

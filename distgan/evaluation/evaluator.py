@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from distgan import seeds
+from distgan import files, seeds
 from distgan.config import EvaluationConfig
 from distgan.data.pipeline import MOST_UNREADABLE
 from distgan.data.pixels import BadImage
@@ -345,23 +346,19 @@ def _kept_at(cache_dir: Path | None, side: Side, extractor: Features) -> Path | 
 
 
 def _load(path: Path, asked: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Any]:
-    try:
-        with np.load(path) as kept:
-            found: dict[tuple[int, str], Any] = {}
-            for count, field in asked:
-                if field == "moments" and f"{count}/count" in kept:
-                    parts = (kept[f"{count}/{part}"] for part in ("total", "outer"))
-                    found[count, field] = Moments(int(kept[f"{count}/count"]), *parts)
-                elif f"{count}/{field}" in kept:
-                    found[count, field] = kept[f"{count}/{field}"]
-            return found
-    except (OSError, ValueError, KeyError, EOFError):
-        return {}  # None are kept yet, or none that can be used.
+    if (content := files.read_sealed(path)) is None:
+        return {}
+    found: dict[tuple[int, str], Any] = {}
+    for count, field in asked:
+        parts = ("count", "total", "outer") if field == "moments" else (field,)
+        kept, _ = files.read_npz(io.BytesIO(content), [f"{count}/{part}" for part in parts])
+        if len(kept) == len(parts):
+            number, *others = kept.values()
+            found[count, field] = Moments(int(number), *others) if field == "moments" else number
+    return found
 
 
 def _save(path: Path, known: Mapping[tuple[int, str], Any]) -> None:
-    import io
-
     arrays: dict[str, Any] = {}
     for (count, field), value in known.items():
         if field == "moments":
@@ -371,4 +368,4 @@ def _save(path: Path, known: Mapping[tuple[int, str], Any]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, files.sealed(buffer.getvalue()))

@@ -18,6 +18,8 @@ from pathlib import Path
 from distgan import files
 from distgan.errors import UserError
 
+LARGEST = 4096
+"""Bytes of a file that holds a secret."""
 _SECRET = re.compile(r"(_KEY|_TOKEN|_SECRET)$|PASSWORD|^AWS_", re.IGNORECASE)  # As in launch/environment.sh.
 _TRACKING = re.compile(r"^WANDB_.*_KEY$")
 _SECONDS, _MOST_BYTES = 30.0, 2**20

@@ -24,7 +24,7 @@ from distgan.runtime.hub import Limits
 if TYPE_CHECKING:
     from distgan.runtime.base import Runtime
 
-_SHORTEST_SECRET, _LARGEST_SECRET = 16, 4096
+_SHORTEST_SECRET = 16
 _CONTROL_PORT_OFFSET = 1000  # From the primary's port for TensorFlow to its port for the line between workers.
 
 
@@ -77,7 +77,7 @@ def _secret(config: Config) -> str:
     if not path:
         return credentials.job_secret()
     try:
-        secret = files.read_text(path, most_bytes=_LARGEST_SECRET).strip()
+        secret = files.read_text(path, most_bytes=credentials.LARGEST).strip()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
         raise UserError(f"--runtime.secret_file={path} cannot be read: {why}") from None

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 _DIGITS = 5
+_MOST_IMAGES = 1e15
+_LARGEST = 1e150  # Larger values are drawn as if they were not finite: differences and products of them would not be.
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
@@ -24,17 +26,16 @@ def read_rows(path: Path) -> list[dict[str, float]]:
         try:
             row = json.loads(line)
             seen = row["progress/images_seen"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        if _is_number(seen) and math.isfinite(seen):
-            rows.append(
-                {
-                    key: math.nan if value is None else value
-                    for key, value in row.items()
-                    if value is None or _is_number(value)
-                }
-            )
+        if _is_number(seen) and 0 <= seen <= _MOST_IMAGES:
+            rows.append({key: finite(value) for key, value in row.items() if value is None or _is_number(value)})
     return rows
+
+
+def finite(value: Any, otherwise: float = math.nan) -> float:
+    """A number of a file, if it is one, finite and not far from any that a run has."""
+    return value if _is_number(value) and abs(value) <= _LARGEST else otherwise
 
 
 def _is_number(value: Any) -> bool:

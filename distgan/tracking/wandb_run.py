@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
+from distgan import files
 from distgan.runtime import credentials
 from distgan.tracking import wandb_log
 
@@ -135,7 +136,11 @@ class Session:
 
     def _init(self) -> Any:
         order = self.order
-        key = Path(order.key_file).read_text().strip() if order.key_file and self.mode == "online" else None
+        key = (
+            files.read_text(order.key_file, credentials.LARGEST).strip()
+            if order.key_file and self.mode == "online"
+            else None
+        )
         # In a sweep project and entity are the agent's to set.
         names = {} if wandb.setup().settings.sweep_id else {"project": order.project, "entity": order.entity or None}
         answer = self.answer

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from distgan import files
 from distgan.config import TrackingConfig
 from distgan.errors import UserError
 from distgan.runtime import credentials, topology
@@ -63,9 +64,9 @@ def open_wandb(
         return None
     if tracking.wandb_key_file and tracking.wandb != "offline":
         try:
-            Path(tracking.wandb_key_file).read_text()
+            files.read_text(tracking.wandb_key_file, credentials.LARGEST)
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
+            why = getattr(error, "strerror", None) or "it is no text"
             raise UserError(f"--tracking.wandb_key_file={tracking.wandb_key_file} cannot be read: {why}") from None
     order = {
         "mode": tracking.wandb,

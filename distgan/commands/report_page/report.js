@@ -200,7 +200,8 @@ class Chart {
         "M" + piece.map((i) => edge(i, curve.high[i])).join("L")
         + "L" + piece.toReversed().map((i) => edge(i, curve.low[i])).join("L") + "Z").join("") }));
     }
-    const smooth = smoothed(line);
+    // Where values have both signs, their average may have no place on a logarithmic axis.
+    const smooth = smoothed(line)?.map((value, i) => good(value) ? value : curve.mean[i]);
     group.append(draw("path", { class: smooth ? "curve faint" : "curve", d: path(curve.mean) }));
     if (smooth) group.append(draw("path", { class: "curve", d: path(smooth) }));
     const few = last - first < 60;
