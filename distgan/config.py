@@ -337,3 +337,12 @@ def problems(config: Config) -> list[str]:
         if hasattr(options, "requires"):
             found += list(options.requires(config))
     return found
+
+
+def misfits(config: Config, image_shape: tuple[int, int, int]) -> list[str]:
+    """What of the networks and augmentations does not go with images [H, W, C]; a user's own part may leave `fits` out."""
+    found = []
+    for options in (config.model.name.options, config.objective.augmentation.options):
+        if hasattr(options, "fits"):
+            found += list(options.fits(image_shape))
+    return found

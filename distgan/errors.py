@@ -1,6 +1,9 @@
 """How a command ends when it does not end well: one exception per exit code, each told in one line without a traceback."""
 
 import re
+import sysconfig
+import traceback
+from pathlib import Path
 
 # Control characters but for newline and tab, marks that turn the direction of writing, and halves of characters.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -55,6 +58,23 @@ class Desynced(Exit):
 
 class Regroup(Exception):
     """Elastic workers came or went, as the text says: those that are there form a group anew and go on."""
+
+
+def in_one_line(error: Exception) -> str:
+    """An error of a user's own code: its type, the user's line that it came from, and what it says.
+
+    Keras' errors lose their colours, and the list of arguments at their end.
+    """
+    ours = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<")
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(ours) and "site-packages" not in frame.filename
+    ]
+    # A syntax error says itself where.
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames and not isinstance(error, SyntaxError) else ""
+    text = re.sub(r"\x1b\[\d*m", "", str(error)).partition("Arguments received by")[0]
+    return f"{type(error).__name__}{place}: {' '.join(text.split())}"
 
 
 def printable(text: str) -> str:

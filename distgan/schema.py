@@ -198,10 +198,14 @@ def entries(config: Any, prefix: str = "") -> Iterator[Entry]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         name = prefix + field.name
-        if not field.metadata:
+        if _is_section(field, value):
             yield from entries(value, name + ".")
             continue
-        doc, may_change, limits = (field.metadata[key] for key in ("doc", "may_change", "limits"))
+        if not field.init:
+            continue
+        # A plain field of a user's own part is an option without limits.
+        doc, limits = field.metadata.get("doc", f"of {type(config).__name__}"), field.metadata.get("limits", {})
+        may_change = field.metadata.get("may_change", False)
         if "table" in field.metadata:
             table = registry.locate(field.metadata["table"])
             many = isinstance(value, tuple)
@@ -213,7 +217,17 @@ def entries(config: Any, prefix: str = "") -> Iterator[Entry]:
                     yield from entries(each.options, _options_prefix(prefix, field.name, each.name))
         else:
             kinds = typing.get_args(hints[field.name]) or (hints[field.name],)
+            if kinds[0] not in _TYPE_NAMES:
+                allowed = ", ".join(kind.__name__ for kind in _TYPE_NAMES)
+                raise UserError(
+                    f"{type(config).__name__}: the option {field.name!r} is of type {kinds[0]}, not of {allowed}"
+                )
             yield Entry(name, kinds[0], value, doc, may_change, limits, optional=type(None) in kinds)
+
+
+def _is_section(field: Any, value: Any) -> bool:
+    """Whether a field holds other options, and is none itself."""
+    return not field.metadata and dataclasses.is_dataclass(value) and not isinstance(value, Schedule)
 
 
 def _options_prefix(prefix: str, field: str, part_name: str) -> str:
@@ -231,7 +245,9 @@ def build(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
     known = {entry.name: entry for entry in entries(config, prefix)}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         name, value = prefix + field.name, getattr(config, field.name)
-        if not field.metadata:
+        if not field.init:
+            continue
+        if _is_section(field, value):
             value = build(type(value), values, name + ".")
         elif name in values or "table" in field.metadata:
             entry = known[name]
@@ -263,7 +279,7 @@ def chosen(config: Any) -> Iterator[Any]:
     """The options of every part that was chosen."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if not field.metadata:
+        if _is_section(field, value):
             yield from chosen(value)
         elif "table" in field.metadata:
             yield from (

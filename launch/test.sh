@@ -9,14 +9,19 @@ ruff check .
 ruff format --check .
 mypy
 
+programs=(g++ cmake ssh /usr/sbin/sshd ip tini chromium-headless-shell)
+packages=(g++ cmake openssh-client openssh-server iproute2 tini chromium-headless-shell)
+case " $*" in
+  *" --soak"*) programs+=(mpicxx mpirun) packages+=(libopenmpi-dev openmpi-bin) ;;
+esac
 lacks=()
-for program in g++ cmake ssh /usr/sbin/sshd ip tini chromium-headless-shell; do
+for program in "${programs[@]}"; do
   command -v "$program" >/dev/null || lacks+=("$program")
 done
 if [ ${#lacks[@]} != 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "launch: installing ${lacks[*]}" >&2
   apt-get -qq update >&2
-  DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends g++ cmake openssh-client openssh-server iproute2 tini chromium-headless-shell >/dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends "${packages[@]}" >/dev/null
 fi
 python -c 'import horovod.tensorflow' 2>/dev/null || VIRTUAL_ENV="$PWD/.venv" bash launch/install_horovod.sh
 

@@ -31,6 +31,7 @@ def train_variant(values, moments, start=None):
     With the `start` arrays of another, it goes on with that one's weights and clock.
     """
     from distgan.data import pipeline
+    from distgan.data.contract import open_source
     from distgan.data.source import Description
     from distgan.evaluation.sampling import Sampler
     from distgan.training.desync import build_check
@@ -40,7 +41,7 @@ def train_variant(values, moments, start=None):
     config = schema.build(Config, values)
     runtime = runtime_of(config)
     devices.set_precision(config.precision)
-    images = config.data.source.options.open(config.data)
+    images = open_source(config.data)
     state = build_state(config, Description.of(images), runtime)
     advance = compile_steps(config, state, runtime)
     fresh = state.arrays()

@@ -136,7 +136,7 @@ def test_python_m_is_the_command():
         (["--preset=digit-dcgan"], "--preset=digit-dcgan is unknown; did you mean 'digits-dcgan'?"),
         (["--data.source=digist"], "--data.source=digist is not a source; did you mean 'digits'?"),
         (["--objective.loss=hinges"], "--objective.loss=hinges is not a loss; did you mean 'hinge'?"),
-        (["--model.name=nowhere:Thing"], "'nowhere:Thing' cannot be imported"),
+        (["--model.name=nowhere:Thing"], "nowhere:Thing: nowhere cannot be imported: ModuleNotFoundError: No module"),
         (["--train.global_batch=0"], "--train.global_batch=0 is not a whole number, at least 1"),
         (["--train.global_batch=ten"], "--train.global_batch=ten is not a whole number, at least 1"),
         (["--train.total_kimg=-1"], "--train.total_kimg=-1 is not a number, above 0"),

@@ -12,6 +12,7 @@ import tensorflow as tf
 from conftest import SMALL
 from PIL import Image
 
+from distgan import cli
 from distgan.config import DataConfig
 from distgan.data.arrays import Npz
 from distgan.data.folder import Folder, Zip
@@ -345,3 +346,24 @@ def test_labels_that_are_not_read_are_said(tmp_path, said):
         (write(tmp_path / "d", [COLOUR]) / "dataset.json").write_text(json.dumps({"labels": labels}))
         opened(tmp_path / "d")
         assert said.pop(0) == f"dataset.json of --data.path={tmp_path / 'd'} {line}"
+
+
+def test_what_commands_decide_is_said(tmp_path, capsys):
+    """`prepare` leaves mirroring to the training; `evaluate` names images that are not the run's, and kept statistics."""
+    for name, start in (("d", 0), ("e", 100)):
+        write(tmp_path / name, [noise(number) for number in range(start, start + 32)])
+    source = ["--data.source=folder", f"--data.path={tmp_path / 'd'}", "--data.resolution=16"]
+    cache = f"--data.cache_dir={tmp_path / 'cache'}"
+    assert cli.main(["prepare", *source, cache, "--data.flip", f"--out={tmp_path / 'shards'}"]) == 0
+    assert "--data.flip has no part in shards: it mirrors while training" in capsys.readouterr().err
+
+    run = ["--model.width=4", "--train.global_batch=16", "--train.total_kimg=0.016", "--tracking.wandb=disabled"]
+    assert cli.main(["train", *source, cache, *run, f"--run_dir={tmp_path / 'run'}"]) == 0
+    words = ["evaluate", f"--run_dir={tmp_path / 'run'}", "--evaluation.extractor=parts:Averages", cache]
+    words += ["--evaluation.metrics=fid", "--evaluation.fid.count=16"]
+    for path, other in (("d", False), ("e", True), ("e", True)):
+        capsys.readouterr()
+        assert cli.main([*words, f"--data.path={tmp_path / path}"]) == 0
+        lines = capsys.readouterr().err
+        assert ("other images than the run was trained on" in lines) == other
+    assert "statistics of the reals are those of an earlier evaluation, kept in" in lines

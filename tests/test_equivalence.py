@@ -87,6 +87,11 @@ MORE_MODELS = {
     for steps in (1, 4)
     if (name, steps) != ("whole", 4)  # Refused, as above.
 }
+# Stock Keras models of a user's own, told classes where they take them.
+OWN_MODELS = {
+    f"{name}-1": PLAIN_MODELS["sgd-1"] | {"model.name": f"own_parts:{name}", "model.conditional": conditional}
+    for name, conditional in (("Stock", False), ("Mixed", True), ("Functional", False), ("Subclassed", True))
+}
 
 
 # Workers of each launcher -> replicas in all.
@@ -120,10 +125,10 @@ def states(tmp_path_factory):
     """Layout -> every array of every variant."""
     folder = tmp_path_factory.mktemp("states")
     variants = EXACT | FLOAT32
-    small = PLAIN_MODELS | LOSS_MODELS | MORE_MODELS
+    small = PLAIN_MODELS | LOSS_MODELS | MORE_MODELS | OWN_MODELS
     more = {
-        "mirrored-2": [f"{name}-1" for name in (*LOSSES.parts, *MORE)],
-        "horovod-2": ["relativistic_average-1", "kept-1", "whole-1"],
+        "mirrored-2": [*(f"{name}-1" for name in (*LOSSES.parts, *MORE)), *OWN_MODELS],
+        "horovod-2": ["relativistic_average-1", "kept-1", "whole-1", "Mixed-1", "Subclassed-1"],
     }
     found = {"single": run("single", variants | small, folder)}
     for layout in LAYOUTS:
@@ -201,6 +206,16 @@ def test_regularizers_and_augmentations(states, variant):
         assert_same_change(one, one, f"{variant}-1", f"{variant}-4")
     changed = {name for name, array in of(one, f"{variant}-1", "end").items() if name.startswith("kept:") and array}
     assert len(changed) == {"penalties": 0, "kept": 5, "whole": 0}[variant]
+
+
+@pytest.mark.parametrize("variant", OWN_MODELS)
+def test_models_of_users(states, variant):
+    """Stock Keras layers, with and without names, and distgan's within stock models."""
+    one, normed = states["single"], variant in ("Mixed-1", "Subclassed-1")
+    assert any("moving_variance" in name for name in of(one, variant, "end")) == normed
+    assert_same_change(one, states["mirrored-2"], variant)
+    if normed:
+        assert_same_change(one, states["horovod-2"], variant)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

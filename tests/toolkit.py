@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,8 +10,9 @@ HOME = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda")
 
 
 def missing():
-    """What this machine lacks of it, in words; empty where nothing is missing."""
-    return [] if (HOME / "bin/nvcc").exists() else [f"a CUDA toolkit in CUDA_HOME ({HOME}/bin/nvcc)"]
+    """What this machine lacks of it, and of MPI, in words; empty where nothing is missing."""
+    toolkit = [] if (HOME / "bin/nvcc").exists() else [f"a CUDA toolkit in CUDA_HOME ({HOME}/bin/nvcc)"]
+    return toolkit + [program for program in ("mpicxx", "mpirun") if not shutil.which(program)]
 
 
 def version():

@@ -17,13 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distgan import presets, registry, schema
+from distgan import presets, schema
 from distgan.commands.train import open_images
 from distgan.config import Config
 from distgan.data.arrays import Synthetic
 from distgan.data.source import Description
 from distgan.errors import UserError
-from distgan.objectives import LOSSES
+from distgan.objectives.contract import find_loss
 from distgan.runtime import credentials, devices, topology
 from distgan.schema import Part, option
 
@@ -189,7 +189,7 @@ def _step(config: Config, options: Options) -> dict[str, Any]:
         or config.model.conditional
         or objective.regularizers
         or objective.augmentation.name != "none"
-        or registry.resolve(LOSSES, objective.loss.name).opposed
+        or find_loss(objective.loss.name).opposed
     ):
         raise UserError(
             "--what=step compares with a loop for --train.update_order=simultaneous, --train.accumulation_steps=1, "
@@ -230,7 +230,7 @@ def _hand_written(config: Config, images: Any) -> Callable[[int], None]:
     from distgan.models.layers import Pass
     from distgan.training.state import build_network
 
-    loss, batch = registry.resolve(LOSSES, config.objective.loss.name), config.train.global_batch
+    loss, batch = find_loss(config.objective.loss.name), config.train.global_batch
     generator = build_network(config, Description.of(images), "generator", "generator")
     discriminator = build_network(config, Description.of(images), "discriminator", "discriminator")
     optimizer_type = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}[config.optimizer.name.name]

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from distgan import registry, schema
+from distgan import schema
 from distgan.config import Config
 from distgan.data import pipeline
+from distgan.data.contract import open_source
 from distgan.data.source import Description
 from distgan.models import MODELS
 from distgan.objectives import LOSSES
+from distgan.objectives.contract import find_loss
 from distgan.runtime.base import Runtime
 from distgan.runtime.control import Control
 from distgan.runtime.topology import Topology
@@ -70,7 +72,7 @@ def differences(config: Config, runtime: Runtime) -> dict[str, Difference]:
       `model loss` -> what differs; empty but on the primary.
     """
     found = {}
-    crossing = [loss for loss in LOSSES.parts if registry.resolve(LOSSES, loss).opposed]
+    crossing = [loss for loss in LOSSES.parts if find_loss(loss).opposed]
     cases = [(model, "non_saturating", conditional) for model in MODELS.parts for conditional in (False, True)]
     for model, loss, conditional in [*cases, *(("dcgan", loss, False) for loss in crossing)]:
         head = "projection" if conditional else "none"
@@ -99,7 +101,7 @@ def _train(config: Config, runtime: Runtime) -> list[dict[str, np.ndarray]]:
 
 def opened(config: Config, runtime: Runtime) -> tuple[TrainState, Callable[[int], Any]]:
     """A run's fresh state, equal on all replicas, and the function that trains it for a number of steps."""
-    images = config.data.source.options.open(config.data)
+    images = open_source(config.data)
     state = build_state(config, Description.of(images), runtime)
     state.share(None, runtime)
     advance = compile_steps(config, state, runtime)

@@ -10,6 +10,7 @@ from typing import Any
 from distgan import registry, schema
 from distgan.commands import trained
 from distgan.config import Config, DataConfig, EvaluationConfig, RuntimeConfig
+from distgan.data.contract import open_source
 from distgan.data.source import Description, Images, earlier_fingerprint
 from distgan.errors import UserError
 from distgan.runtime import devices, topology
@@ -96,7 +97,7 @@ def _of_run(options: Options, config: Config, runtime: Any) -> dict[str, Any] | 
     from distgan.evaluation.sampling import Sampler
     from distgan.training import checkpoint, scores
 
-    images = config.data.source.options.open(config.data)
+    images = open_source(config.data)
     folder = Path(options.run_dir) / "checkpoints"
     saved = checkpoint.Checkpoint({}, {})
     if runtime.topology.is_primary:
@@ -168,7 +169,7 @@ def _open_set(path: str, flag: str, config: Config) -> Images:
     values = {**schema.flatten(Config()), "data.source": source, "data.path": path}
     chosen = schema.build(Config, values).data
     try:
-        return chosen.source.options.open(dataclasses.replace(config.data, source=chosen.source, path=path))
+        return open_source(dataclasses.replace(config.data, source=chosen.source, path=path))
     except UserError as error:
         raise UserError(f"--{flag}: {error}") from None
 

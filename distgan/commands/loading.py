@@ -27,6 +27,7 @@ from PIL import Image
 
 from distgan.config import Config, DataConfig, TrainConfig
 from distgan.data import index, pipeline, tfrecord
+from distgan.data.contract import open_source
 from distgan.data.folder import Folder
 from distgan.data.source import Description, Encoded
 from distgan.data.tfrecord import TfRecord
@@ -65,7 +66,7 @@ def loading(config: Config, blocks: int, block_seconds: float) -> dict[str, Any]
 @contextmanager
 def _sources(data: DataConfig) -> Iterator[dict[str, Any]]:
     if data.path:
-        yield {data.source.name: data.source.options.open(data)}
+        yield {data.source.name: open_source(data)}
         return
     with tempfile.TemporaryDirectory() as folder:
         files, shards = Path(folder) / "files", Path(folder) / "shards"

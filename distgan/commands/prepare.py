@@ -19,6 +19,7 @@ from PIL import Image
 from distgan import schema
 from distgan.config import DataConfig
 from distgan.data import tfrecord
+from distgan.data.contract import open_source
 from distgan.data.pixels import BadImage
 from distgan.data.source import Encoded, Images, earlier_fingerprint
 from distgan.errors import UserError
@@ -49,7 +50,7 @@ def run(options: Options) -> int:
     devices.silence(options.verbosity)
     console.start_log()
     data = options.data
-    images = data.source.options.open(dataclasses.replace(data, on_error="skip") if options.check else data)
+    images = open_source(dataclasses.replace(data, on_error="skip") if options.check else data)
     threads = data.threads or (os.cpu_count() or 1)
     if options.check:
         return _check(images, data, threads)

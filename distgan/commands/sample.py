@@ -12,6 +12,7 @@ import numpy as np
 
 from distgan.commands import trained
 from distgan.config import Config
+from distgan.data.contract import open_source
 from distgan.data.pixels import BadImage
 from distgan.data.source import Description, Images, earlier_fingerprint, readable
 from distgan.errors import UserError
@@ -229,7 +230,7 @@ def _open_data(run_dir: str, config: Config, info: Any) -> Images:
     Raises:
       UserError: they cannot be opened, or are others now.
     """
-    images = config.data.source.options.open(config.data)
+    images = open_source(config.data)
     trained_on = info["data_fingerprint"]
     if images.fingerprint != trained_on and earlier_fingerprint(images) != trained_on:
         raise UserError(f"--sample.nearest: {images.name} is not the data that --run_dir={run_dir} was trained on")

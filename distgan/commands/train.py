@@ -12,6 +12,7 @@ from typing import Any
 from distgan import config as configs
 from distgan import presets, schema
 from distgan.config import Config
+from distgan.data.contract import open_source
 from distgan.data.source import Description, Images
 from distgan.errors import Exit, Regroup, UserError
 from distgan.runtime import devices, topology
@@ -196,9 +197,8 @@ def open_images(config: Config) -> Images:
     problems = configs.problems(config)
     if problems:
         raise UserError("; ".join(problems))
-    images = config.data.source.options.open(config.data)
-    problems = list(config.model.name.options.fits(images.shape))
-    problems += list(config.objective.augmentation.options.fits(images.shape))
+    images = open_source(config.data)
+    problems = configs.misfits(config, images.shape)
     if config.model.conditional and not images.num_classes:
         reason = getattr(images, "no_classes", "") or "it has no labels"
         problems.append(f"--model.conditional needs classes, and {images.name} has none: {reason}")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from distgan import schema
-from distgan.config import Config
+from distgan.config import Config, misfits
 from distgan.data.source import Description
 from distgan.errors import UserError
 from distgan.training.run_dir import read_config
@@ -45,7 +45,7 @@ def build_generator(
     from distgan.training.state import assign, build_network
 
     name = WEIGHTS[weights]
-    problems = list(config.model.name.options.fits(description.image_shape))
+    problems = misfits(config, description.image_shape)
     if config.model.conditional and not description.label_counts:
         problems.append("--model.conditional needs labels, and its images had none")
     if problems:

@@ -16,4 +16,5 @@ SOURCES = Table(
         "tfds": "distgan.data.tfds:Tfds",
         "synthetic": "distgan.data.arrays:Synthetic",
     },
+    offers=("open",),
 )

@@ -30,6 +30,7 @@ EXTRACTORS = Table(
         "classifier": "distgan.evaluation.classifier:Classifier",
         "keras": "distgan.evaluation.applications:KerasApplication",
     },
+    offers=("open",),
 )
 
 CHUNK = 64

@@ -36,6 +36,18 @@ METRICS = Table(
         "pr50k": "distgan.evaluation.protocols:PrecisionRecall50k",
         "dc50k": "distgan.evaluation.protocols:DensityCoverage50k",
     },
+    offers=(
+        "count",
+        "name",
+        "main",
+        "smallest",
+        "needs_real",
+        "needs_fake",
+        "labelled",
+        "lower_is_better",
+        "requires",
+        "compute",
+    ),
 )
 
 

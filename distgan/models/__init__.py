@@ -9,4 +9,5 @@ MODELS = Table(
         "resnet": "distgan.models.resnet:Resnet",
         "biggan": "distgan.models.biggan:Biggan",
     },
+    offers=("latent_size", "generator", "discriminator"),
 )

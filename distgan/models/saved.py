@@ -11,6 +11,7 @@ from keras.src.saving.serialization_lib import in_safe_mode  # Which has no publ
 
 from distgan import schema, trust
 from distgan.config import Config
+from distgan.models import contract
 
 
 @keras.saving.register_keras_serializable("distgan")
@@ -27,14 +28,14 @@ class SavedGenerator(keras.Model):
         """
         # The network casts by its own precision: Keras' would round latents to what the loading process computes in.
         super().__init__(name="generator", autocast=False)
-        self.flat, self.image_shape, self.num_classes = dict(config), tuple(image_shape), num_classes
+        height, width, channels = image_shape  # A list, from a file.
+        self.flat, self.image_shape, self.num_classes = dict(config), (height, width, channels), num_classes
         run = schema.build(Config, config)
         self.latent_size = run.model.name.options.latent_size
         model, policy = run.model.name.options, keras.config.dtype_policy()
         keras.config.set_dtype_policy(run.precision)
         try:
-            self.network = model.generator(self.image_shape, num_classes, "generator")
-            self.network(tf.zeros([1, model.latent_size], self.network.variable_dtype), labels=tf.zeros([1], tf.int32))
+            self.network = contract.build(model, "generator", self.image_shape, num_classes, "generator")
         finally:
             keras.config.set_dtype_policy(policy)
         self.built = True

@@ -30,6 +30,19 @@ REGULARIZERS = Table(
         "weight_clip": "distgan.objectives.regularizers:WeightClip",
         "top_k": "distgan.objectives.regularizers:TopK",
     },
+    offers=(
+        "networks",
+        "interval",
+        "weight",
+        "differentiates",
+        "takes_gradients",
+        "whole_batch",
+        "penalty",
+        "initial",
+        "update",
+        "project",
+        "weigh_fakes",
+    ),
 )
 
 AUGMENTATIONS = Table(
@@ -40,4 +53,5 @@ AUGMENTATIONS = Table(
         "ada": "distgan.objectives.ada:Ada",
         "fixed": "distgan.objectives.ada:Fixed",
     },
+    offers=("initial", "update", "probability", "augment"),
 )

@@ -3,7 +3,8 @@
 Each is a pair of functions of real_logits and fake_logits (float32 [N], D(x) and D(G(z)) before any squashing) that return
 float32 [N] to be minimized. softplus(t) = log(1 + e^t) = -log sigmoid(-t) is stable for any logit. In the formulas r is a real
 logit, f a fake one.
-To add a loss, write such a pair and a line in `distgan.objectives.LOSSES`.
+To add a loss, write such a pair and a line in `distgan.objectives.LOSSES`. Your own is named `my_package.my_module:MY_LOSS`; it
+is a `Loss`, or a plain pair of functions.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def memory_bytes(config: Config, state: TrainState, micro_batch: int) -> dict[st
 
     def forward(latents: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> Any:
         context = Pass.alone(lambda kind, name, shape: tf.random.uniform([micro_batch, *shape]))
-        fakes = state.generator(latents, labels, context=context)
-        return [state.discriminator(each, labels, context=context) for each in (images, fakes)]
+        fakes = state.generator(latents, labels=labels, context=context)
+        return [state.discriminator(each, labels=labels, context=context) for each in (images, fakes)]
 
     dtype = state.generator.variable_dtype
     latents = tf.TensorSpec([micro_batch, config.model.name.options.latent_size], dtype)

@@ -69,7 +69,11 @@ class Sgd:
         return SGD(learning_rate, self.momentum, name=name)
 
 
-OPTIMIZERS = Table("optimizer", {"adam": "distgan.training.optimizers:Adam", "sgd": "distgan.training.optimizers:Sgd"})
+OPTIMIZERS = Table(
+    "optimizer",
+    {"adam": "distgan.training.optimizers:Adam", "sgd": "distgan.training.optimizers:Sgd"},
+    offers=("rates", "build"),
+)
 
 
 def build(config: Config, network: str) -> Any:

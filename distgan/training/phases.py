@@ -7,9 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from distgan import registry
 from distgan.config import Config
-from distgan.objectives import LOSSES
+from distgan.objectives.contract import find_loss
 
 NETWORKS = ("discriminator", "generator")
 _MEASURED = {
@@ -140,7 +139,7 @@ def problems(config: Config, num_replicas: int) -> Iterator[str]:
     """Yields what of the config no step can do with so many replicas."""
     loss, train = config.objective.loss.name, config.train
     whole = [f"--objective.regularizers={name}" for name, part in regularizers(config).items() if part.whole_batch]
-    if registry.resolve(LOSSES, loss).opposed:
+    if find_loss(loss).opposed:
         whole.insert(0, f"--objective.loss={loss}")
     if whole and train.accumulation_steps > 1:
         yield (

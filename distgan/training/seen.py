@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from distgan import registry, seeds
+from distgan import seeds
 from distgan.config import Config
+from distgan.errors import UserError
 from distgan.models.layers import Pass, Update, call_with
-from distgan.objectives import LOSSES
+from distgan.objectives.contract import find_loss
 from distgan.schedules import Schedule
 from distgan.training.phases import NETWORKS, Phase, regularizers
 
@@ -104,7 +105,7 @@ class MicroBatch:
     def compared(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Real and fake logits as the loss takes them: as they are, or less the other kind's mean over the global batch."""
         reals, fakes = self.real_logits, self.fake_logits
-        if not registry.resolve(LOSSES, self.config.objective.loss.name).opposed:
+        if not find_loss(self.config.objective.loss.name).opposed:
             return reals, fakes
         sums = self.sum_over_replicas(tf.stack([tf.reduce_sum(reals), tf.reduce_sum(fakes)]), "logits")
         real_mean, fake_mean = tf.unstack(sums / self.config.train.global_batch)
@@ -166,7 +167,13 @@ class MicroBatch:
     def _augment(self, images: tf.Tensor, name: str) -> tf.Tensor:
         part = self.config.objective.augmentation.options
         p = part.probability(self.kept("augmentation"), self.images_seen, self.config.train.total_kimg)
-        return part.augment(images, self.draws.within(f"augmentation/{name}"), p)
+        augmented = part.augment(images, self.draws.within(f"augmentation/{name}"), p)
+        if augmented.shape != images.shape or augmented.dtype != images.dtype:
+            raise UserError(
+                f"--objective.augmentation={self.config.objective.augmentation.name}: it makes {augmented.dtype.name} "
+                f"{list(augmented.shape)} of images {images.dtype.name} {list(images.shape)}, which must stay the same"
+            )
+        return augmented
 
     def _judge_precisely(self, images: tf.Tensor, labels: tf.Tensor, name: str) -> tf.Tensor:
         """In float32, by a twin of the discriminator that computes in it, where the discriminator does not."""

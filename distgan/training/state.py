@@ -14,6 +14,7 @@ from distgan import seeds
 from distgan.config import Config
 from distgan.data.source import Description
 from distgan.errors import UserError
+from distgan.models import contract
 from distgan.runtime.base import Runtime
 from distgan.training import optimizers, precision
 from distgan.training.phases import NETWORKS, measured_keys, regularizers
@@ -115,18 +116,14 @@ def assign(variables: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> No
 
 
 def build_network(config: Config, description: Description, kind: str, name: str) -> Any:
-    """A network with fresh weights: `kind` is one of NETWORKS, equal seeds give equal weights."""
+    """A network with fresh weights: `kind` is one of NETWORKS, equal seeds give equal weights.
+
+    Raises:
+      UserError: a user's model gives what is no network (`models.contract`).
+    """
     keras.utils.set_random_seed(seeds.integer(config.seed, f"weights/{kind}"))
-    model, shape = config.model.name.options, description.image_shape
     num_classes = len(description.label_counts) if config.model.conditional else 0
-    labels = tf.zeros([1], tf.int32)
-    if kind == "generator":
-        network = model.generator(shape, num_classes, name)
-        network(tf.zeros([1, model.latent_size], keras.config.floatx()), labels=labels)
-    else:
-        network = model.discriminator(shape, num_classes, name)
-        network(tf.zeros([1, *shape], keras.config.floatx()), labels=labels)
-    return network
+    return contract.build(config.model.name.options, kind, description.image_shape, num_classes, name)
 
 
 def build_state(config: Config, description: Description, runtime: Runtime) -> TrainState:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from distgan import registry, seeds
+from distgan import seeds
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.models.layers import BatchNorm, Update
-from distgan.objectives import LOSSES
+from distgan.objectives.contract import find_loss
 from distgan.runtime.base import Progress, Runtime, Step, Steps, Waits
 from distgan.training import ema, optimizers, precision
 from distgan.training.phases import (
@@ -174,7 +174,7 @@ class PhaseStep:
         self.config = config
         self.state = state
         self.runtime = runtime
-        self.loss = registry.resolve(LOSSES, config.objective.loss.name)
+        self.loss = find_loss(config.objective.loss.name)
         self.regularizers = {name: regularizers(config)[name] for name in phase.regularizers}
         self.scaled = config.precision == "mixed_float16"
         self.variables = {name: [v.value for v in state.network(name).trainable_variables] for name in phase.trains}
@@ -350,7 +350,7 @@ class PhaseStep:
             losses.append(tf.reduce_sum(found[f"loss/{network}"]))
         for name, part in self.regularizers.items():
             if network in part.networks:
-                penalty = part.penalty(seen, network)
+                penalty = _penalty(name, part, seen, network)
                 weight = tf.cast(seen.value_of(part.weight), penalty.dtype)
                 # A scalar is every image's own, so that the sum over all of them is its mean.
                 value = weight * penalty * tf.ones_like(seen.real_images[:, 0, 0, 0])
@@ -389,6 +389,22 @@ class PhaseStep:
             old = self.statistics[path]
             following[path] = old + (mean - old) * (1 - momentum) if momentum else mean
         return following
+
+
+def _penalty(name: str, part: Any, seen: MicroBatch, network: str) -> tf.Tensor:
+    """A regularizer's penalty.
+
+    Raises:
+      UserError: it is no number per example, nor one for all alike.
+    """
+    penalty = part.penalty(seen, network)
+    if not tf.is_tensor(penalty) or penalty.shape not in ([], seen.real_labels.shape):
+        found = list(penalty.shape) if tf.is_tensor(penalty) else type(penalty).__name__
+        raise UserError(
+            f"--objective.regularizers={name}: its penalty of {seen.real_labels.shape[0]} images is {found}, not a tensor with "
+            "a number for each, or one for all"
+        )
+    return penalty
 
 
 def _scale(network: str) -> str:
