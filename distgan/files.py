@@ -54,9 +54,9 @@ def read_text(path: str | Path, most_bytes: int) -> str:
 def read_bytes(path: str | Path, most_bytes: int) -> bytes:
     """The content of a file; raises OSError where it cannot be read, is no regular file, or is larger."""
     with open_regular(path) as file:
-        content = file.read(most_bytes + 1)
-    if len(content) > most_bytes:
-        raise OSError(errno.EFBIG, f"it is larger than {most_bytes:,} bytes", str(path))
+        content = file.read() if os.fstat(file.fileno()).st_size <= most_bytes else b""
+        if len(content) > most_bytes or file.read(1):
+            raise OSError(errno.EFBIG, f"it is larger than {most_bytes:,} bytes", str(path))
     return content
 
 

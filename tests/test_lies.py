@@ -8,7 +8,9 @@ import resource
 import socket
 import struct
 import zipfile
+import zlib
 
+import fake_run
 import numpy as np
 import pytest
 from conftest import SMALL
@@ -20,6 +22,7 @@ from distgan.data.arrays import Npz
 from distgan.data.folder import Folder, Zip
 from distgan.data.tfrecord import TfRecord
 from distgan.errors import UserError
+from distgan.training import checkpoint
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
 LABELS = np.arange(40) % 3
@@ -365,3 +368,69 @@ def test_key_files(tmp_path, refused, kind):
     words = [word for word in SMALL if "wandb" not in word] + ["--tracking.wandb=online"]
     line = refused("train", *words, f"--tracking.wandb_key_file={path}", f"--run_dir={tmp_path / 'run'}")
     assert f"--tracking.wandb_key_file={path} cannot be read" in line
+
+
+def odd_manifest(name):
+    def change(folder):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (file,) = [each for each in manifest["files"].items() if each[0].startswith("generator")]
+        manifest["files"] = {name: file[1]}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return change
+
+
+def replaced(name, make):
+    def change(folder):
+        (folder / name).unlink()
+        make(folder / name)
+
+    return change
+
+
+def sparse(path):
+    with path.open("wb") as file:
+        file.truncate(2**42)
+
+
+CHECKPOINTS = {
+    "a file elsewhere": odd_manifest("../../../../../../dev/zero"),
+    "a file of another checkpoint": odd_manifest("../best.json"),
+    "a manifest that is a pipe": replaced("manifest.json", os.mkfifo),
+    "a manifest of brackets": lambda folder: (folder / "manifest.json").write_text("[" * 100_000),
+    "weights that are a pipe": replaced("generator.safetensors", os.mkfifo),
+    "weights that are a device": replaced("generator.safetensors", lambda path: path.symlink_to("/dev/zero")),
+    "weights of 4 TiB": replaced("generator.safetensors", sparse),
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_checkpoints(tmp_path, kind):
+    saved = checkpoint.Checkpoint({"generator/w": np.zeros(9, np.float32)}, {"images_seen": 1000})
+    checkpoint.write(tmp_path, saved, keep=1)
+    CHECKPOINTS[kind](tmp_path / "000000001000")
+    assert "none of 1 checkpoints is whole" in refused_in_one_line(lambda: checkpoint.newest(tmp_path))
+    assert checkpoint.damage(tmp_path / "000000001000")
+
+
+def test_a_page_of_odd_pictures(tmp_path):
+    """A report of a stranger's run waits for nothing, and unpacks no picture of any size."""
+    fake_run.make(tmp_path / "run", 20, grids=3)
+    first, second, third = sorted((tmp_path / "run" / "samples").glob("0*.png"))
+    for path in (first, second, third):
+        path.unlink()
+    os.mkfifo(first)
+    second.symlink_to("/dev/zero")
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    third.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)))
+    assert cli.main(["report", f"--run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'page.html'}"]) == 0
+    assert '"samples":[]' in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "evaluations.jsonl"])
+def test_a_run_directory_of_pipes(tmp_path, refused, name):
+    fake_run.make(tmp_path / "run", 20)
+    (tmp_path / "run" / name).unlink()
+    os.mkfifo(tmp_path / "run" / name)
+    assert "run" in refused("report", f"--run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'page.html'}")

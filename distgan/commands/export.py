@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distgan import schema
+from distgan import files, schema
 from distgan.commands import trained
 from distgan.data.source import Description
 from distgan.errors import UserError, printable
@@ -90,7 +90,7 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(files.read_bytes(path, 2**30).splitlines(), 1):
         try:
             found = json.loads(line)
             lines.append({name: found[name] for name in ("images_seen", "scores", "cards")})

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distgan import __version__, schema
+from distgan import __version__, files, schema
 from distgan import config as configs
 from distgan.commands import trained
 from distgan.config import Config
@@ -108,7 +108,7 @@ def open_run(path: Path, name: str) -> Run:
 def _read_evaluations(path: Path) -> list[dict[str, Any]]:
     """The lines of evaluations.jsonl in the order of images seen; a line that a kill has torn is passed over."""
     found = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in files.read_bytes(path, 2**30).splitlines() if path.exists() else ():
         try:
             result = json.loads(line)
             scores = {name: curves.finite(value) for name, value in result["scores"].items()}
@@ -290,9 +290,9 @@ def _pictures(run: Run, pictures: list[str], most: int) -> dict[str, Any]:
 def _embed(path: Path, pictures: list[str]) -> int | None:
     """Adds a picture as JPEG in base64; None where it can't be read, as one that is being written."""
     try:
-        with Image.open(path) as opened:
+        with files.open_regular(path) as file, Image.open(file) as opened:
             picture = opened.convert("L" if opened.mode in ("1", "L") else "RGB")
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     picture.thumbnail((_GRID_PIXELS, _GRID_PIXELS))
     data = io.BytesIO()

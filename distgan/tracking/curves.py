@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from distgan import files
+
 _DIGITS = 5
+_LARGEST_FILE = 2**30
 _MOST_IMAGES = 1e15
 _LARGEST = 1e150  # Larger values are drawn as if they were not finite: differences and products of them would not be.
 
@@ -22,7 +25,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
       OSError: the file cannot be read.
     """
     rows = []
-    for line in path.read_bytes().splitlines():
+    for line in files.read_bytes(path, _LARGEST_FILE).splitlines():
         try:
             row = json.loads(line)
             seen = row["progress/images_seen"]

@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 from safetensors.numpy import load, save
 
+from distgan import files
 from distgan.errors import UserError
 from distgan.tracking.console import log
 
@@ -29,7 +30,7 @@ _TEMPORARY = ".tmp-"
 _ASIDE = ".corrupt"
 _BEST = "best.json"
 
-Damage = (OSError, ValueError, KeyError, TypeError, AttributeError)
+Damage = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What `read` raises of a checkpoint that is not what its manifest says (safetensors' own error among them)."""
 
 
@@ -118,7 +119,7 @@ def _mark_best(folder: Path, images_seen: int) -> None:
 def best_images_seen(folder: Path) -> int | None:
     """The images seen of the checkpoint with the best score; None where none is noted."""
     try:
-        return int(json.loads((folder / _BEST).read_text())["images_seen"])
+        return int(json.loads(_read(folder, _BEST))["images_seen"])
     except Damage:
         return None
 
@@ -150,8 +151,8 @@ def whole(folder: Path) -> list[Path]:
     found = []
     for path in sorted(path.parent for path in folder.glob(f"*/{_MANIFEST}") if path.parent.name.isdigit()):
         try:
-            files = json.loads((path / _MANIFEST).read_text())["files"]
-            if all((path / name).stat().st_size == file["bytes"] for name, file in files.items()):
+            parts = json.loads(_read(path, _MANIFEST))["files"]
+            if all((path / name).stat().st_size == part["bytes"] for name, part in parts.items()):
                 found.append(path)
         except Damage:
             continue
@@ -193,10 +194,10 @@ def read(path: Path) -> Checkpoint:
     Raises:
       Damage: it is not what its manifest says.
     """
-    info = json.loads((path / _MANIFEST).read_text())
+    info = json.loads(_read(path, _MANIFEST))
     arrays: dict[str, np.ndarray] = {}
     for name, file in info.pop("files").items():
-        data = (path / name).read_bytes()
+        data = _read(path, name)
         if hashlib.sha256(data).hexdigest() != file["sha256"]:
             raise ValueError(f"{name} has another SHA-256")
         try:
@@ -204,6 +205,17 @@ def read(path: Path) -> Checkpoint:
         except Exception as error:  # The SHA-256 is right: it was written so.
             raise ValueError(f"{name}: {error}") from None
     return Checkpoint(arrays, {**info, "images_seen": int(info["images_seen"])})
+
+
+def _read(folder: Path, name: str) -> bytes:
+    """The content of a file of a checkpoint, which may be a stranger's.
+
+    Raises:
+      Damage: it would lie elsewhere, is no regular file, or is larger than the free memory.
+    """
+    if Path(name).name != name:
+        raise ValueError(f"{name} would not lie in {folder}")
+    return files.read_bytes(folder / name, files.free_memory())
 
 
 def damage(path: Path) -> str:
