@@ -212,7 +212,7 @@ class RuntimeConfig:
     )
     secret_file: str = option(
         "",
-        "file with a secret that all workers know, without which nobody joins them (multiworker, elastic)",
+        "file with a secret that all workers know, without which nobody joins them; launch/*.sh make one",
         may_change=True,
     )
     join_timeout_seconds: float = option(

@@ -27,6 +27,7 @@ echo "horovod.sh: ${command[*]}" >&2
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 mkfifo "$folder/errors"
+export DISTGAN_SECRET="${DISTGAN_SECRET:-$(new_secret)}"
 hide_secrets "$folder"
 # horovodrun tells of a failed rank by a traceback of its own: it is held back, and the rank's exit code taken from it.
 awk=(awk)

@@ -57,7 +57,7 @@ def _connect(config: Config, workers: topology.Workers | None, limits: Limits) -
         _set_devices(config, workers)
         from distgan.runtime import horovod
 
-        return horovod.connect(workers, limits, port)
+        return horovod.connect(workers, limits, port, _secret(config))
     host, _, own = workers.addresses[0].rpartition(":")
     port = port or int(own) + _CONTROL_PORT_OFFSET
     secret = _secret(config)

@@ -36,6 +36,7 @@ from distgan.runtime.topology import Workers
 
 log = logging.getLogger("distgan")
 
+_ATTEMPTS = 3  # So many times the limit for workers to be there may pass before a group trains again.
 _REACH_SECONDS = 20.0  # For a primary that has said where it listens.
 _PRIMARY_SECONDS = 120.0  # For a primary to say so.
 
@@ -67,6 +68,7 @@ def run(
     os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(math.ceil(1.5 * limits.hang_seconds) + 10))
     told = _Told()
     reason, noticed = "", time.monotonic()
+    alone_since = noticed  # Whoever reaches the launcher can keep a group from meeting: that has a limit.
     while True:
         line = None
         try:
@@ -78,10 +80,15 @@ def run(
                     hvd.init()
                 os.environ["HOROVOD_ELASTIC"] = "0"  # Else it would ask for a place by itself from now on.
                 told.listen()
+                alone_since = math.inf
                 work(Group(workers, line, reason, noticed))
             return
         except Regroup as regroup:
             reason, noticed = str(regroup), time.monotonic()
+        alone_since = min(alone_since, noticed)
+        if noticed - alone_since > _ATTEMPTS * limits.join_seconds:
+            limit = f"{_ATTEMPTS} x {limits.join_seconds:g} s (--runtime.join_timeout_seconds)"
+            raise Ended(1, f"no group of workers came together within {limit}: {reason}")
         told.event.clear()
         with Deadline(limits.hang_seconds, "Horovod to shut down"):
             hvd.shutdown()

@@ -33,8 +33,8 @@ except ImportError as error:
     ) from None
 
 
-def connect(workers: Workers, limits: Limits, port: int) -> Control:
-    """Starts Horovod, and the line between its workers.
+def connect(workers: Workers, limits: Limits, port: int, secret: str = "") -> Control:
+    """Starts Horovod, and the line between its workers; `secret` is the launcher's, if it has made one.
 
     Raises:
       UserError: the port of the line is in use.
@@ -55,8 +55,8 @@ def connect(workers: Workers, limits: Limits, port: int) -> Control:
         found, problem = hvd.broadcast_object((here, problem), root_rank=0, name="control")
     if problem:
         raise UserError(problem)
-    job, secret, addresses = found
-    return Line(job, secret, workers.rank, workers.world_size, limits, addresses, server).join()
+    job, drawn, addresses = found
+    return Line(job, secret + drawn, workers.rank, workers.world_size, limits, addresses, server).join()
 
 
 def listen(port: int, hosts: Sequence[str]) -> tuple[Any, list[tuple[str, int]]]:
