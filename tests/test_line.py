@@ -131,6 +131,18 @@ def test_what_a_stranger_costs(pair, monkeypatch):
         each.close()
 
 
+def test_the_line_ends_quietly_while_strangers_are_there(pair, caplog):
+    silent = [socket.create_connection(pair.address) for _ in range(20)]
+    pair.join()
+    for line in (pair.second, pair.primary):
+        line._closing = True
+        line.leave()
+    pair.primary = pair.second = None
+    assert "asyncio" not in caplog.text
+    for each in silent:
+        each.close()
+
+
 def _link(name):
     with contextlib.suppress(OSError):
         return os.readlink(f"/proc/self/fd/{name}")

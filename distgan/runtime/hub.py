@@ -127,6 +127,8 @@ class Hub:
                 await self._follow(hello, reader, writer)
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             self._tell_of_stranger(writer, str(error) if isinstance(error, ValueError) else "it said nothing")
+        except asyncio.CancelledError:
+            pass  # At the line's end, of which asyncio would else tell by a traceback.
         finally:
             self._greeting.pop(writer, None)
             writer.close()
