@@ -170,6 +170,12 @@ def test_a_fake_primary_learns_nothing_and_ends_nothing():
     assert not any(SECRET.encode() in each for each in heard)
 
 
+def test_long_texts_are_cut():
+    text = hub.text_of("start" + "x" * 10**7 + "end")
+    assert len(text) < 20_010
+    assert (text[:5], text[-3:]) == ("start", "end")
+
+
 @pytest.mark.parametrize("code", [0, -1, 256, 512, True, None, "0", 0.5, [], {}])
 def test_no_word_of_another_worker_is_a_success(code):
     assert hub.failing(code) == 1

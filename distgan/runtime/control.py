@@ -254,7 +254,7 @@ class Line(Control):
             urgency = 2 if type(error).__module__.startswith(("tensorflow", "horovod")) else 1
             code = 130 if isinstance(error, KeyboardInterrupt) else 1
             text = "".join(traceback.format_exception(error)).rstrip()
-        self._send({"fail": {"urgency": urgency, "code": code, "text": text}})
+        self._send({"fail": {"urgency": urgency, "code": code, "text": text_of(text)}})
         try:
             return self._verdict.result(timeout=2 * _GRACE_SECONDS)
         except concurrent.futures.TimeoutError:

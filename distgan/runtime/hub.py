@@ -327,8 +327,9 @@ def equal(said: Any, expected: str) -> bool:
 
 
 def text_of(said: Any) -> str:
-    """A text from another worker, fit to be printed."""
-    return printable(str(said)[:_LONGEST_TEXT])
+    """A text for another worker, or from one, fit to be printed; of a long one the start and the end."""
+    text, half = str(said), _LONGEST_TEXT // 2
+    return printable(text if len(text) <= 2 * half else f"{text[:half]} ... {text[-half:]}")
 
 
 def failing(code: Any) -> int:
