@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from distgan import __version__, registry, schema, trust
+from distgan import __version__, flag_names, registry, schema, trust
 from distgan.errors import Ended, Exit, UserError, printable
 from distgan.runtime import credentials, devices
 from distgan.runtime.topology import find_workers, read_environment
@@ -141,7 +141,10 @@ def parse(module: ModuleType, words: Sequence[str]) -> tuple[Any, list[str]]:
     base: dict[str, Any] = {}
     if hasattr(module, "base"):
         start, _ = _read_flags(list(schema.entries(module.Options())), words, only=("preset", "run_dir"))
-        base = module.base(start.get("preset", ""), start.get("run_dir", ""))
+        try:
+            base = module.base(start.get("preset", ""), start.get("run_dir", ""))
+        except OSError as error:
+            raise UserError(f"--run_dir={start['run_dir']:.80}: {error.strerror}") from None
     choices = {}
     for entry in schema.entries(schema.build(module.Options, base)):
         if entry.table:
@@ -183,8 +186,9 @@ def _read_flags(
     try:
         positional = values(["distgan", *words], known_only=bool(only))[1:]
     except flags.UnrecognizedFlagError as error:
-        names = [entry.name for entry in entries]
-        raise UserError(f"unknown flag --{error.flagname}{registry.suggestion(error.flagname, names)[:200]}") from None
+        raise UserError(
+            f"unknown flag --{error.flagname}{flag_names.meant(error.flagname, [entry.name for entry in entries])}"
+        ) from None
     except flags.IllegalFlagValueError as error:
         raise UserError(str(error).removeprefix("flag ").replace(": ", " ", 1)) from None
     except flags.Error as error:

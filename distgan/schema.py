@@ -141,7 +141,8 @@ class Entry:
     def _check_names(self, text: str) -> None:
         names = split_names(text) if self.many else [text]
         for name in names:
-            if name not in self.table.parts and ":" not in name:  # type: ignore[union-attr]
+            module, _, attribute = name.partition(":")
+            if name not in self.table.parts and not (module and attribute):  # type: ignore[union-attr]
                 which = f": {name!r}" if self.many else ""
                 raise ValueError(
                     f"is not a {self.table.kind}{which}{registry.suggestion(name, self.table.parts)}"  # type: ignore[union-attr]
@@ -187,7 +188,7 @@ def _read(kind: type, text: Any) -> Any:
     else:
         value = kind(str(text))
         numbers = [value] if kind is float else []
-    if not all(math.isfinite(number) for number in numbers):
+    if not all(math.isfinite(number) for number in numbers) or (kind is str and "\0" in str(value)):
         raise ValueError
     return value
 
@@ -257,7 +258,7 @@ def build(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
                 raise UserError(f"--{name}={values[name]} {error}") from None
             if entry.table:
                 chosen = tuple(
-                    _build_part(entry.table, each, values, _options_prefix(prefix, field.name, each))
+                    _build_part(entry, each, values, _options_prefix(prefix, field.name, each))
                     for each in (split_names(value) if entry.many else [value])
                 )
                 value = chosen if entry.many else chosen[0]
@@ -265,8 +266,11 @@ def build(cls: type[C], values: Mapping[str, Any], prefix: str = "") -> C:
     return config
 
 
-def _build_part(table: registry.Table, name: str, values: Mapping[str, Any], prefix: str) -> Part:
-    cls = registry.options_class(table, name)
+def _build_part(entry: Entry, name: str, values: Mapping[str, Any], prefix: str) -> Part:
+    try:
+        cls = registry.options_class(entry.table, name)  # type: ignore[arg-type]
+    except UserError as error:
+        raise UserError(f"--{entry.name}: {error}") from error
     return Part(name, build(cls, values, prefix) if cls else None)
 
 

@@ -55,4 +55,17 @@ for word; do # Else pytest would take the word behind a bare --soak for its numb
   [ "$word" = --soak ] && word=--soak=30
   set -- "$@" "$word"
 done
-exec python -m pytest "${ignored[@]}" "$@"
+# Most tests run side by side, each file in one process; those that would disturb each other run after them.
+nothing=5 # What pytest ends with where no test is chosen.
+outcome=$nothing
+run() {
+  local code=0
+  python -m pytest "${ignored[@]}" "$@" || code=$?
+  case $outcome in
+    0) [ $code = $nothing ] || outcome=$code ;;
+    "$nothing") outcome=$code ;;
+  esac
+}
+run -m "not alone" -n logical --maxprocesses=4 --dist=loadfile "$@"
+run -m alone "$@"
+exit $outcome

@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Each room may import from itself and from the rows before its own.
 ORDER = [
     {"errors"},
-    {"files", "trust", "registry", "seeds", "schedules", "schema", "config", "presets"},
+    {"files", "trust", "registry", "seeds", "schedules", "schema", "config", "presets", "flag_names"},
     {"runtime"},
     {"data", "models", "objectives", "tracking"},
     {"evaluation"},

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import SMALL, distgan, environment
 
-from distgan import cli, presets, schema
+from distgan import cli, flag_names, presets, schema
 from distgan import config as configs
-from distgan.commands import train
+from distgan.commands import sample, train
 
 # Prints what a command imported, after it ran.
 IMPORTS = "import sys; from distgan import cli; cli.main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
@@ -131,8 +131,8 @@ def test_python_m_is_the_command():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--sede=1"], "unknown flag --sede; did you mean 'seed'?"),
-        (["--train.globl_batch=8"], "did you mean 'train.global_batch'?"),
+        (["--sede=1"], "unknown flag --sede; did you mean --seed?"),
+        (["--train.globl_batch=8"], "did you mean --train.global_batch?"),
         (["--preset=digit-dcgan"], "--preset=digit-dcgan is unknown; did you mean 'digits-dcgan'?"),
         (["--data.source=digist"], "--data.source=digist is not a source; did you mean 'digits'?"),
         (["--objective.loss=hinges"], "--objective.loss=hinges is not a loss; did you mean 'hinge'?"),
@@ -222,10 +222,34 @@ def test_own_copy_of_mnist(tmp_path, capsys):
 
 def test_sample_mistakes(refused, tmp_path):
     assert "holds no run" in refused("sample", f"--run_dir={tmp_path}")
-    assert "unknown flag --sample.cuont; did you mean 'sample.count'?" in refused("sample", "--sample.cuont=3")
+    assert "unknown flag --sample.cuont; did you mean --sample.count?" in refused("sample", "--sample.cuont=3")
 
 
 def test_run_dir_that_cannot_be_written(refused, tmp_path):
     file = tmp_path / "file"
     file.write_text("in the way")
     assert f"--run_dir={file / 'run'} cannot be written" in refused("train", f"--run_dir={file / 'run'}", *SMALL)
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("batch_size", "train.global_batch"),
+        ("batch-size", "train.global_batch"),
+        ("lr", "optimizer.learning_rate"),
+        ("epochs", "train.total_kimg"),
+        ("steps", "train.total_kimg"),
+        ("gpus", "strategy"),
+        ("total_kimg", "train.total_kimg"),
+        ("resolution", "data.resolution"),
+        ("r1_gamma", "objective.r1.gamma"),
+    ],
+)
+def test_flags_of_other_trainers(refused, flag, meant):
+    assert f"unknown flag --{flag}; here it is --{meant}" in refused("train", f"--{flag}=1")
+
+
+def test_every_flag_that_is_meant_is_there():
+    regularized = schema.build(train.Options, {"objective.regularizers": "r1"})
+    known = {entry.name for options in (regularized, sample.Options()) for entry in schema.entries(options)}
+    assert {*flag_names.CALLED_ELSEWHERE.values(), *flag_names.ADVICE} <= known

@@ -95,8 +95,10 @@ def test_libraries(packages):
     """Every CUDA library of TensorFlow's list opens, and lies where TensorFlow's run path looks for it."""
     names = packages.python("from distgan.runtime import cuda; print(*cuda.library_names())").split()
     assert len(names) == 7
-    framework = packages.site / "tensorflow/libtensorflow_framework.so.2"
-    folders = [Path(each.replace("$ORIGIN", str(framework.parent))).resolve() for each in run_path(framework)]
+    tensorflow = packages.site / "tensorflow"
+    libraries = [tensorflow / f"libtensorflow_{each}.so.2" for each in ("framework", "cc")]  # Both open some.
+    paths = [each for library in libraries for each in run_path(library)]
+    folders = [Path(each.replace("$ORIGIN", str(tensorflow))).resolve() for each in paths]
     for name in names:
         found = [folder / name for folder in folders if (folder / name).exists()]
         assert found, f"{name} is in none of {folders}"
