@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).parent.parent
 ALONE = (
     "test_benchmark",
     "test_cli",
+    "test_credentials",
     "test_digits",
     "test_elastic",
     "test_gpu_packages",
@@ -27,6 +28,7 @@ ALONE = (
     "test_hub",
     "test_image",
     "test_launch_kubernetes",
+    "test_line",
     "test_pods",
     "test_resume",
     "test_survive",
