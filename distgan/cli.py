@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from distgan import __version__, registry, schema
+from distgan import __version__, registry, schema, signals
 from distgan.errors import Ended, Exit, UserError
 from distgan.runtime import devices
 from distgan.runtime.topology import find_workers, read_environment
@@ -112,6 +112,8 @@ def _run(words: list[str]) -> int:
     if asks_help:
         print(_help(command, module, options))
         return 0
+    if command != "train":  # Which answers them itself.
+        signals.release()
     return module.run(options, *positional) or 0
 
 

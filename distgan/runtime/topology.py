@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+
+import psutil
 
 from distgan.errors import UserError
 
@@ -16,6 +19,7 @@ _MPI = (
 )
 _HOROVODRUN = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")
 _ELASTIC, _HOST = "HOROVOD_ELASTIC", "HOROVOD_HOSTNAME"
+_LAUNCHER = "DISTGAN_LAUNCHER"  # Set by the scripts of launch/ to their process number.
 # Where a cluster says only who a worker is, and not how many there are: Kubernetes' Indexed Job, and Slurm's srun.
 _INDICES = ("JOB_COMPLETION_INDEX", "SLURM_PROCID")
 
@@ -87,6 +91,17 @@ def read_environment() -> dict[str, str]:
 def wandb_run_id() -> str:
     """The id of the W&B run that a sweep agent, a launcher too, has set for its trial; empty without one."""
     return os.environ.get("WANDB_RUN_ID", "")
+
+
+def launcher() -> int | None:
+    """The process number of the script of launch/ that this process descends from; None without one, or once it has ended."""
+    number = os.environ.get(_LAUNCHER, "")
+    ancestor = psutil.Process() if number.isdigit() else None
+    with contextlib.suppress(psutil.Error):
+        while ancestor and ancestor.pid != int(number):
+            ancestor = ancestor.parent()
+        return ancestor.pid if ancestor else None
+    return None
 
 
 def child_environment(more: Mapping[str, str]) -> dict[str, str]:
