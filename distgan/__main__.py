@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 
-from distgan.cli import main
+from distgan import signals
 
 
 def run() -> None:
@@ -15,11 +15,15 @@ def run() -> None:
     It ends here, and not at the interpreter's leisure: that ends the threads that wait for Python's lock, TensorFlow's pipeline
     among them, and then would wait for ever for the pipeline to be done.
     """
+    signals.hold()
     try:
+        from distgan.cli import main  # Takes a moment, and no signal may cut into it.
+
         code = main()
     except BaseException:
         traceback.print_exc()
         code = 1
+    signals.ignore()  # What it ends with stays.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BrokenPipeError):  # Its reader left.

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from distgan import __version__, flag_names, registry, schema, trust
+from distgan import __version__, flag_names, registry, schema, signals, trust
 from distgan.errors import Ended, Exit, UserError, printable
 from distgan.runtime import credentials, devices
 from distgan.runtime.topology import find_workers, read_environment
@@ -122,6 +122,8 @@ def _run(words: list[str]) -> int:
     if asks_help:
         print(_help(command, module, options))
         return 0
+    if command != "train":  # Which answers them itself.
+        signals.release()
     return module.run(options, *positional) or 0
 
 

@@ -28,7 +28,7 @@ class Diverged(Exit):
 
 
 class Stopped(Exit):
-    """SIGTERM or SIGINT was answered and the run is saved: starting it again goes on."""
+    """A signal was answered and the run is saved: starting it again goes on."""
 
     code = 75
 

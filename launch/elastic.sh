@@ -64,35 +64,40 @@ mkfifo "$folder/errors"
 export DISTGAN_SECRET="${DISTGAN_SECRET:-$(new_secret)}"
 hide_secrets "$folder"
 # What the ranks say is shown; horovodrun's own words are held back, and the exit code is taken from them.
-while IFS= read -r line; do
-  if [[ "$line" =~ ^\[[0-9]+\]\<stderr\>:(.*)$ ]]; then
-    line="${BASH_REMATCH[1]}"
-    case "$line" in
-      "distgan: "*) touch "$folder/told" ;;
-      Killed | Aborted | Terminated) continue ;; # Said by the shell of a rank that a signal ended.
-    esac
-    printf '%s\n' "$line"
-  else
-    printf '%s\n' "$line" >>"$folder/held"
-    case "$line" in "Exit code: "*) echo "${line#Exit code: }" >"$folder/code" ;; esac
-  fi
-done <"$folder/errors" >&2 &
+tell_apart() {
+  trap '' $stop_signals
+  while IFS= read -r line; do
+    if [[ "$line" =~ ^\[[0-9]+\]\<stderr\>:(.*)$ ]]; then
+      line="${BASH_REMATCH[1]}"
+      case "$line" in
+        "distgan: "*) touch "$folder/told" ;;
+        Killed | Aborted | Terminated) continue ;; # Said by the shell of a rank that a signal ended.
+      esac
+      printf '%s\n' "$line"
+    else
+      printf '%s\n' "$line" >>"$folder/held"
+      case "$line" in "Exit code: "*) echo "${line#Exit code: }" >"$folder/code" ;; esac
+    fi
+  done
+}
+tell_apart <"$folder/errors" >&2 &
 reader=$!
 export DISTGAN_JOB="$folder"
-"${command[@]}" 2>"$folder/errors" > >(sed -u -n -E 's/^\[[0-9]+\]<stdout>://p') &
+stop() { stop_trainers "$program" "$job" "$1"; }
+note_signals
+setsid "${command[@]}" </dev/null 2>"$folder/errors" > >(show sed -u -n -E 's/^\[[0-9]+\]<stdout>://p') &
 job=$!
 
 # Once a rank has told how all end, they have half a minute: horovodrun waits for ever for one that is stopped.
 (while [ ! -e "$folder/told" ]; do sleep 1; done; sleep 30; kill -TERM $job) >/dev/null 2>&1 &
 watch=$!
 
-trap 'stop_trainers "$program" $job' TERM INT
-wait_for $job
+wait_for $reader
 kill $watch 2>/dev/null || true
-wait $reader
+wait_for $job
 if [ -s "$folder/code" ]; then
   status="$(cat "$folder/code")"
 elif [ $status != 0 ]; then
   cat "$folder/held" >&2 || true
 fi
-exit "$status"
+finish "$status"

@@ -23,26 +23,67 @@ hide_secrets() {
 # Prints a secret for the workers of one job.
 new_secret() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
 
-# Waits for the process JOB and sets `status` to its exit code: a trapped signal ends a `wait`, and not the process.
+export DISTGAN_LAUNCHER=$$ # Trainers on this machine save and end once this script is gone.
+stop_signals="TERM INT HUP USR1 USR2 XCPU" # As in distgan/signals.py.
+trap 'exit 75' $stop_signals               # Until there are trainers there is nothing to save.
+
+# From here on they are noted, and `wait_for` passes them on by the launcher's own function `stop NAME`. The traps do nothing
+# else: bash loses its way where a signal comes while a function runs for the one before.
+waiting=() passed=() interrupted=-9
+note_signals() {
+  local name
+  for name in $stop_signals; do trap "waiting+=($name:\$SECONDS)" $name; done
+}
+
+# Runs a command that shows what trainers say: no signal to the launcher's process group ends it before them.
+show() {
+  trap '' $stop_signals
+  exec "$@"
+}
+
+# Ends with the trainers' exit code: 75 where a passed signal met a trainer that had hardly begun, and ended it. 130 stays, as
+# it is the second Ctrl-C's.
+#   finish STATUS
+finish() {
+  local name
+  for name in ${passed[@]+TERM "${passed[@]}"}; do
+    [ "$1" = 130 ] || [ "$1" != $((128 + $(kill -l "$name"))) ] || exit 75
+  done
+  exit "$1"
+}
+
+# Waits for the process JOB, and sets `status` to its exit code. It looks now and then, as a signal may come just before a `wait`.
+# A Ctrl-C that comes twice in a second is passed on once: to trainers the second one is the user's who does not want to wait.
 #   wait_for JOB
 wait_for() {
+  local each name
+  while kill -0 "$1" 2>/dev/null; do
+    for each in ${waiting[@]+"${waiting[@]}"}; do
+      waiting=("${waiting[@]:1}")
+      name="${each%:*}"
+      if [ "$name" = INT ]; then
+        [ $((${each#*:} - interrupted)) -gt 1 ] || continue
+        interrupted="${each#*:}"
+      fi
+      passed+=("$name")
+      stop "$name"
+    done
+    sleep 0.3 || true
+  done
   status=0
   wait "$1" || status=$?
-  while kill -0 "$1" 2>/dev/null; do
-    status=0
-    wait "$1" || status=$?
-  done
 }
 
 # horovodrun kills its ranks 4.5 s after it is told to stop. One rank that is told itself is enough: all save, and leave.
-#   stop_trainers PROGRAM JOB: the ranks of PROGRAM with this DISTGAN_JOB on this machine; horovodrun, process JOB, where there are none
+#   stop_trainers PROGRAM JOB NAME: sends a signal to the ranks of PROGRAM with this DISTGAN_JOB on this machine; and SIGTERM to
+#   horovodrun, process JOB, where there are none
 stop_trainers() {
-  local process told=0
+  local process ranks=()
   for process in /proc/[0-9]*; do
     if grep -qsz "^DISTGAN_JOB=$DISTGAN_JOB$" "$process/environ" && grep -qsz '^HOROVOD_RANK=' "$process/environ" &&
       grep -qszx "$1" "$process/cmdline"; then
-      kill -TERM "${process#/proc/}" 2>/dev/null && told=1
+      ranks+=("${process#/proc/}")
     fi
   done
-  [ $told = 1 ] || kill -TERM "$2" 2>/dev/null || true
+  if [ ${#ranks[@]} -gt 0 ]; then kill -"$3" "${ranks[@]}"; else kill -TERM "$2"; fi 2>/dev/null || true
 }

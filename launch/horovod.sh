@@ -32,7 +32,7 @@ hide_secrets "$folder"
 # horovodrun tells of a failed rank by a traceback of its own: it is held back, and the rank's exit code taken from it.
 awk=(awk)
 ! awk -W version 2>&1 </dev/null | grep -q ^mawk || awk+=(-W interactive) # Else it holds lines back.
-"${awk[@]}" -v code="$folder/code" '
+show "${awk[@]}" -v code="$folder/code" '
   /^Traceback \(most recent call last\):$/ { held = 1 }
   held { text = text $0 "\n"; if (/^Exit code: [0-9]+/) { print $3 > code; found = 1 } next }
   { sub(/^\[[0-9]+\]<stderr>:/, "") }
@@ -42,10 +42,12 @@ awk=(awk)
 ' <"$folder/errors" >&2 &
 reader=$!
 export DISTGAN_JOB="$folder"
-"${command[@]}" 2>"$folder/errors" > >(sed -u -E '/^(Process [0-9]+ exit with|Terminating remaining workers)/d; s/^\[[0-9]+\]<stdout>://') &
+stop() { stop_trainers "$program" "$job" "$1"; }
+note_signals
+# In a session of its own, as it would end by a Ctrl-C and leave its ranks 4.5 s.
+setsid "${command[@]}" </dev/null 2>"$folder/errors" > >(show sed -u -E '/^(Process [0-9]+ exit with|Terminating remaining workers)/d; s/^\[[0-9]+\]<stdout>://') &
 job=$!
-trap 'stop_trainers "$program" $job' TERM INT
+wait_for $reader
 wait_for $job
-wait $reader
 [ $status = 0 ] || [ ! -s "$folder/code" ] || status="$(cat "$folder/code")"
-exit "$status"
+finish "$status"

@@ -18,6 +18,7 @@ meet() {
   local end=$((SECONDS + wait_seconds)) told=0 host
   for host in "${hosts[@]}"; do
     until timeout 5 bash -c "exec 3<>/dev/tcp/$host/$port" 2>/dev/null; do
+      [ ${#waiting[@]} = 0 ] || exit 75
       [ $SECONDS -lt $end ] || { echo "mpijob.sh: $host does not answer on port $port after $wait_seconds s" >&2; exit 1; }
       [ $told = 1 ] || echo "mpijob.sh: waiting for $host" >&2
       told=1
@@ -33,10 +34,10 @@ stop() {
 }
 
 stopped=0 job=
-trap stop TERM INT
+note_signals
 for ((restart = 0; ; restart++)); do
   meet
-  [ $stopped = 0 ] || exit 75
+  [ ${#waiting[@]} = 0 ] || exit 75
   bash "$here/horovod.sh" -np "$ranks" --hostfile "$host_file" -p $port --network-interfaces eth0 "$@" &
   job=$!
   wait_for $job

@@ -22,14 +22,18 @@ PYTHON
 echo "multiworker.sh: TF_CONFIG='{\"cluster\": {\"worker\": $addresses}, \"task\": {\"type\": \"worker\", \"index\": N}}' distgan $*" >&2
 export DISTGAN_SECRET="${DISTGAN_SECRET:-$(new_secret)}"
 jobs=()
+stop() {
+  [ "$1" != INT ] || set -- TERM # Workers have a terminal's Ctrl-C themselves, and take a second one for the user's.
+  kill -"$1" "${jobs[@]}" 2>/dev/null || true
+}
+note_signals
 for ((index = 0; index < workers; index++)); do
   TF_CONFIG="{\"cluster\": {\"worker\": $addresses}, \"task\": {\"type\": \"worker\", \"index\": $index}}" distgan "$@" &
   jobs+=($!)
 done
-trap 'kill -TERM "${jobs[@]}" 2>/dev/null' TERM INT
 first=0
 for job in "${jobs[@]}"; do
   wait_for "$job"
   [ $first != 0 ] || first=$status
 done
-exit $first
+finish $first

@@ -220,6 +220,16 @@ def test_slurm_script(tmp_path):
     out, _ = run("horovod", 0)
     assert "horovodrun --gloo -np 8 -H node1:4,node2:4" in out
     assert "slurm.sbatch: DISTGAN_STRATEGY=ring" in run("ring", 2)[1]
+    # A warning to the batch shell alone, as by --signal=B:USR1@120, reaches the workers as SIGTERM.
+    (tmp_path / "srun").write_text("#!/bin/sh\ntrap 'exit 75' TERM\ntouch $0.begun\nwhile :; do sleep 0.1; done\n")
+    env = environment() | slurm | {"PATH": path}
+    process = subprocess.Popen(["bash", str(REPOSITORY / "launch" / "slurm.sbatch"), "train"], env=env)
+    end = time.monotonic() + 20
+    while not (tmp_path / "srun.begun").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    finish(process, 75, 20)
 
 
 def test_what_the_build_for_gpus_needs(tmp_path):

@@ -228,6 +228,7 @@ def _hand_written(config: Config, images: Any) -> Callable[[int], None]:
     import tensorflow as tf
 
     from distgan.models.layers import Pass
+    from distgan.runtime.base import untuned
     from distgan.training.state import build_network
 
     loss, batch = find_loss(config.objective.loss.name), config.train.global_batch
@@ -241,7 +242,7 @@ def _hand_written(config: Config, images: Any) -> Callable[[int], None]:
         optimizer.build(network.trainable_variables)
     pixels, _ = images.read(np.arange(images.num_images))
     data = tf.data.Dataset.from_tensor_slices(pixels).shuffle(len(pixels)).repeat().batch(batch, drop_remainder=True)
-    iterator = iter(data.prefetch(2))
+    iterator = iter(data.prefetch(2).with_options(untuned()))
     dtype, latent_size = generator.variable_dtype, config.model.name.options.latent_size
 
     @tf.function

@@ -51,9 +51,9 @@ def run(options: Options) -> int:
     console.start_log(show=primary)
     if workers and not options.dry_run:
         console.log_to(Path(config.run_dir) / ("log.txt" if primary else f"log.{workers.rank}.txt"))
-    if workers and workers.strategy == "horovod":
-        devices.silence(options.verbosity)
-    with Stop(Control(), _grace_seconds(config, workers)).watching() as stop:
+    with Stop(Control(), _grace_seconds(config, workers), speaks=primary).watching() as stop:
+        if workers and workers.strategy == "horovod":
+            devices.silence(options.verbosity)
         part = _Part(options, config, stop)
         with part.recorded():
             devices.in_groups(config, workers, part.work)

@@ -16,6 +16,7 @@ from distgan.data import index
 from distgan.data.pixels import BadImage
 from distgan.data.source import Images
 from distgan.errors import UserError
+from distgan.runtime.base import untuned
 
 log = logging.getLogger("distgan")
 
@@ -152,7 +153,7 @@ def batches(
 
     threads = reader.data.threads or (os.cpu_count() or 1)
     single = _images(reader, numbers_of, threads)
-    options = tf.data.Options()
+    options = untuned()
     options.threading.private_threadpool_size = threads
     options.experimental_optimization.inject_prefetch = False
     shares = single.rebatch(steps * size, drop_remainder=True).map(to_batch)
@@ -202,7 +203,8 @@ def _images(reader: Reader, numbers_of: Callable[[np.ndarray], np.ndarray], thre
         row = tuple(tf.numpy_function(fetch_or_read, [call], kinds, stateful=False))
         # The error of an operation can be caught in a dataset only; then Pillow reads the call, or says what is wrong.
         quick = tf.data.Dataset.from_tensors(row).map(decode).ignore_errors()
-        return quick.concatenate(tf.data.Dataset.from_tensors(call).map(by_pillow)).take(1).get_single_element()
+        found = quick.concatenate(tf.data.Dataset.from_tensors(call).map(by_pillow)).take(1)
+        return found.with_options(untuned()).get_single_element()
 
     to_images = by_tensorflow if getattr(reader.images, "looks_plain", False) else by_pillow
     return tf.data.Dataset.counter().map(to_images, num_parallel_calls=threads, deterministic=True)

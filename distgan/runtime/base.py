@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distgan.runtime.control import Control
+from distgan.runtime.control import Control, waiting_for
 from distgan.runtime.topology import Topology
 
 Step = Callable[[Any, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
@@ -24,6 +24,19 @@ Step = Callable[[Any, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 The results are equal on all replicas. Where a step before was not finite, it changes no variable.
 """
+
+
+_DEVICE_BATCHES = 2  # That a device is given ahead of time.
+
+
+def untuned() -> tf.data.Options:
+    """Options of a dataset that says itself how many calls run side by side and how much is buffered.
+
+    TensorFlow's tuning has nothing to choose there, and the end of its thread may hold up that of the iterator for a minute.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
 
 
 class Progress(NamedTuple):
@@ -60,8 +73,8 @@ class Runtime:
         """An iterator over the shares of the local replicas, fetched to their devices ahead of time."""
         gpus = tf.config.list_logical_devices("GPU")
         if gpus:
-            dataset = dataset.apply(tf.data.experimental.prefetch_to_device(gpus[0].name))
-        return iter(dataset)
+            dataset = dataset.apply(tf.data.experimental.prefetch_to_device(gpus[0].name, _DEVICE_BATCHES))
+        return iter(dataset.with_options(untuned()))
 
     def run(self, step: Step, batches: Any, ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs a step on every replica; the first one's results stand for all."""
@@ -180,7 +193,8 @@ class Runtime:
 
     def close(self) -> None:
         """Leaves the other workers in peace, once all are here."""
-        self.control.gather(None)
+        with waiting_for("the other workers to end"):
+            self.control.gather(None)
         self.control.close()
 
 

@@ -50,6 +50,7 @@ log = logging.getLogger("distgan")
 _GRACE_SECONDS = 5.0  # From the end of all to this process' own, where its main thread is stuck in a collective.
 _FORCED_SECONDS = 1.0  # The same, where a signal's time is up.
 _PRIMARY_SECONDS = 30.0  # How long the others stay for the primary to end.
+_SILENT_SECONDS = 2.0  # From the end of the work to a word on what is waited for.
 _STRAGGLERS_SECONDS = 30.0  # How long a primary that fails early stays to tell those who have yet to come.
 
 
@@ -480,6 +481,18 @@ def _number(host: str) -> str:
         return socket.gethostbyname(host)
     except OSError:
         return ""
+
+
+@contextlib.contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """Says what is waited for, if the block takes more than two seconds."""
+    timer = threading.Timer(_SILENT_SECONDS, log.info, (f"waiting for {what}",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Deadline:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.data.ops import multi_device_iterator_ops
 
-from distgan.runtime.base import Runtime, Step, move, prepare, update
+from distgan.runtime.base import Runtime, Step, move, prepare, untuned, update
 from distgan.runtime.control import Control
 from distgan.runtime.hub import Limits
 from distgan.runtime.topology import Topology
@@ -77,6 +78,17 @@ def _several_cpus(resolver: Any, count: int) -> tf.distribute.Strategy:
     return Strategy()
 
 
+@contextlib.contextmanager
+def _untuned_buffers() -> Iterator[None]:
+    """Turns tuning off in the part of an iterator that lies on each of several devices, which takes no options from anybody."""
+    create = multi_device_iterator_ops._create_device_dataset
+    multi_device_iterator_ops._create_device_dataset = lambda *words: create(*words).with_options(untuned())
+    try:
+        yield
+    finally:
+        multi_device_iterator_ops._create_device_dataset = create
+
+
 class DistributedRuntime(Runtime):
     """One replica per device of a tf.distribute strategy."""
 
@@ -88,7 +100,8 @@ class DistributedRuntime(Runtime):
         return self.strategy.scope()
 
     def distribute(self, dataset: tf.data.Dataset) -> Any:
-        return iter(self.strategy.distribute_datasets_from_function(lambda _: dataset))
+        with _untuned_buffers():
+            return iter(self.strategy.distribute_datasets_from_function(lambda _: dataset))
 
     def run(self, step: Step, batches: Any, ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         ok, evidence = self.strategy.run(step, args=(batches, ok))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+
+import psutil
 
 from distgan.errors import UserError
 
@@ -16,6 +19,7 @@ _MPI = (
 )
 _HOROVODRUN = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")
 _ELASTIC, _HOST = "HOROVOD_ELASTIC", "HOROVOD_HOSTNAME"
+_LAUNCHER = "DISTGAN_LAUNCHER"  # Set by the scripts of launch/ to their process number.
 # Where a cluster says only who a worker is, and not how many there are: Kubernetes' Indexed Job, and Slurm's srun.
 _INDICES = ("JOB_COMPLETION_INDEX", "SLURM_PROCID")
 
@@ -92,6 +96,17 @@ def wandb_run_id() -> str:
 def gloo_interface() -> str:
     """The network interface that horovodrun has chosen for its ranks; empty where it has not."""
     return os.environ.get("HOROVOD_GLOO_IFACE", "")
+
+
+def launcher() -> int | None:
+    """The process number of the script of launch/ that this process descends from; None without one, or once it has ended."""
+    number = os.environ.get(_LAUNCHER, "")
+    ancestor = psutil.Process() if number.isdigit() else None
+    with contextlib.suppress(psutil.Error):
+        while ancestor and ancestor.pid != int(number):
+            ancestor = ancestor.parent()
+        return ancestor.pid if ancestor else None
+    return None
 
 
 def find_workers(environment: Mapping[str, str], workers: int = 1, peers: str = "") -> Workers | None:

@@ -25,6 +25,7 @@ from distgan.evaluation.evaluator import GivenUp
 from distgan.evaluation.sampling import Sampler, save_grid
 from distgan.runtime import devices
 from distgan.runtime.base import Runtime
+from distgan.runtime.control import waiting_for
 from distgan.tracking.console import log
 from distgan.tracking.tracker import Tracker
 from distgan.training import blackbox, desync, scores
@@ -138,7 +139,7 @@ def train(run: Run, stop: Stop) -> None:
 
     def asked() -> str | None:
         """Who asked for the run's end."""
-        return stop.signal.name if stop.signal else STOP_BUTTON if run.tracker.stop_asked else None
+        return stop.asked_by or (STOP_BUTTON if run.tracker.stop_asked else None)
 
     def save(best: bool = False) -> None:
         check()
@@ -223,7 +224,9 @@ def train(run: Run, stop: Stop) -> None:
             progress, waits = advance.measure(iterator, steps) if measured else (advance(iterator, steps), None)
             finite = bool(progress.ok.numpy())
         clock.add(steps, time.perf_counter() - started, waits, fresh)
-        profile.stop(step + steps, last=not finite or seen + steps * run.images_per_step >= total or bool(stop.signal))
+        profile.stop(
+            step + steps, last=not finite or seen + steps * run.images_per_step >= total or bool(stop.asked_by)
+        )
         control.at("between two calls", step + steps, patient=primary)
         if not finite:
             raise Diverged(control.gather(blackbox.write(run, progress.evidence.numpy()) if primary else None)[0])
@@ -245,7 +248,8 @@ def train(run: Run, stop: Stop) -> None:
         if changes and seen < total:
             raise Regroup("workers were added or removed")
     # Saved before the last row, which may come early: a run that is made longer reports whole intervals again.
-    save_last()
+    with waiting_for("the last checkpoint to be on the disk"):
+        save_last()
     if run.state.report_counts.numpy().any() and clock.steps:
         report(run, clock, seen)
 

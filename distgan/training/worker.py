@@ -15,7 +15,7 @@ from distgan.data.source import Description, Images, earlier_fingerprint
 from distgan.errors import Diverged, Stopped, UserError
 from distgan.runtime import topology
 from distgan.runtime.base import Runtime
-from distgan.runtime.control import Group
+from distgan.runtime.control import Group, waiting_for
 from distgan.tracking import console
 from distgan.tracking.console import log
 from distgan.tracking.tensorboard import TensorBoard
@@ -145,8 +145,10 @@ class Worker:
             return
         # What other workers' ends have cut off is not lost; what diverged is not kept.
         if run.saver and exit_code != Diverged.code:
-            run.saver.flush()
-        run.tracker.close(exit_code)
+            with waiting_for("the last checkpoint to be on the disk"):
+                run.saver.flush()
+        with waiting_for("W&B and the run's other records to be closed"):
+            run.tracker.close(exit_code)
         run.directory.close()
         run.directory, run.saver, run.tracker = None, None, Tracker([])
 
