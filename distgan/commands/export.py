@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from distgan.data.source import Description
 from distgan.errors import UserError
 from distgan.runtime import devices
 from distgan.schema import option, section
+from distgan.tracking import evaluations
 from distgan.tracking.wandb_sink import log_export
 from distgan.training import checkpoint
 from distgan.training.run_dir import versions
@@ -50,7 +52,7 @@ def run(options: Options) -> int:
         raise UserError("--out is missing: a new folder for the generator")
     trained.check_new(options.out)
     saved = checkpoint.find(Path(options.run_dir) / "checkpoints", options.export.checkpoint, "export.checkpoint")
-    scores = read_scores(Path(options.run_dir) / "evaluations.jsonl")
+    scores = evaluations.read(Path(options.run_dir))
     devices.silence(options.verbosity)
     devices.open_runtime(config)
 
@@ -77,24 +79,6 @@ def run(options: Options) -> int:
         print(check)
     log_export(config.tracking, Path(options.run_dir), out, saved.images_seen)
     return 0
-
-
-def read_scores(path: Path) -> list[dict[str, Any]]:
-    """The lines of evaluations.jsonl, oldest first; none where there is no such file.
-
-    Raises:
-      UserError: a line is no JSON object with `images_seen`, `scores` and `cards`.
-    """
-    if not path.exists():
-        return []
-    lines = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            found = json.loads(line)
-            lines.append({name: found[name] for name in ("images_seen", "scores", "cards")})
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number} cannot be read: {error}") from None
-    return lines
 
 
 def _tell(signature: str, difference: Any) -> str:
@@ -232,7 +216,9 @@ def _score_lines(scores: list[dict[str, Any]], images_seen: int, weights: str) -
         yield ""
     yield "| metric | score |"
     yield "|---|---|"
-    yield from (f"| {name} | {'not finite' if score is None else score} |" for name, score in line["scores"].items())
+    yield from (
+        f"| {name} | {score if math.isfinite(score) else 'not finite'} |" for name, score in line["scores"].items()
+    )
     yield ""
     yield "How they were worked out; scores with other cards can't be compared:"
     yield ""

@@ -355,8 +355,11 @@ def _load(path: Path, asked: Sequence[tuple[int, str]]) -> dict[tuple[int, str],
                 elif f"{count}/{field}" in kept:
                     found[count, field] = kept[f"{count}/{field}"]
             return found
-    except (OSError, ValueError, KeyError, EOFError):
-        return {}  # None are kept yet, or none that can be used.
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # Whatever a damaged file makes zipfile and NumPy raise.
+        log.warning("%s is damaged (%s): it is made anew", path, error)
+        return {}
 
 
 def _save(path: Path, known: Mapping[tuple[int, str], Any]) -> None:
@@ -370,5 +373,8 @@ def _save(path: Path, known: Mapping[tuple[int, str], Any]) -> None:
             arrays[f"{count}/{field}"] = value
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, buffer.getvalue())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, buffer.getvalue())
+    except (OSError, UserError) as error:  # What cannot be kept is worked out again.
+        log.warning("statistics of the reals are not kept: %s", error)

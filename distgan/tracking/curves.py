@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from distgan.tracking import json_lines
 
 _DIGITS = 5
 
@@ -19,26 +20,14 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     Raises:
       OSError: the file cannot be read.
     """
-    rows = []
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-            seen = row["progress/images_seen"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if _is_number(seen) and math.isfinite(seen):
-            rows.append(
-                {
-                    key: math.nan if value is None else value
-                    for key, value in row.items()
-                    if value is None or _is_number(value)
-                }
-            )
-    return rows
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return [
+        {
+            key: math.nan if value is None else value
+            for key, value in row.items()
+            if value is None or json_lines.is_number(value)
+        }
+        for row in json_lines.read(path, json_lines.is_row)
+    ]
 
 
 def points(rows: Iterable[Mapping[str, float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
-from distgan.tracking import wandb_log
+from distgan.tracking import json_lines, wandb_file, wandb_log
 
 _MOST_ERRORS = 10
 _AXIS = "progress/images_seen"
@@ -286,15 +286,13 @@ class Session:
             if (last := last_images_seen(file)) >= 0:
                 return last
             shutil.rmtree(file.parent, ignore_errors=True)
-        return json.loads((self.directory / "wandb_run.json").read_text()).get("high_water_images", -1)
+        return wandb_file.read(self.directory).get("high_water_images", -1)
 
     def _note(self) -> None:
         """Writes down how far W&B has come."""
-        path = self.directory / "wandb_run.json"
-        noted = json.loads(path.read_text()) | {"mode": self.mode, "high_water_images": self.logged}
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(noted) + "\n")
-        temporary.rename(path)
+        order = self.order
+        known = wandb_file.read(self.directory) or {"id": order.id, "project": order.project, "entity": order.entity}
+        wandb_file.write(self.directory, known | {"mode": self.mode, "high_water_images": self.logged})
 
 
 def known_settings(wanted: Mapping[str, Any]) -> Any:
@@ -306,16 +304,16 @@ def rows(path: Path, after: float) -> Iterator[dict[str, Any]]:
     """The rows of metrics.jsonl beyond a place on the axis, as they come: it goes on after having ended."""
     while not path.exists():
         yield {}
-    with path.open() as file:
+    with path.open("rb") as file:
         while True:
             place = file.tell()
             line = file.readline()
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 file.seek(place)
                 yield {}
                 continue
-            row = json.loads(line)
-            if row[_AXIS] > after:
+            row = json_lines.parse(line, json_lines.is_row)
+            if row and row[_AXIS] > after:
                 yield {key: math.nan if value is None else value for key, value in row.items()}
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from distgan.config import TrackingConfig
 from distgan.errors import UserError
 from distgan.runtime import topology
+from distgan.tracking import wandb_file
 from distgan.tracking.alerts import Alert, Row
 from distgan.tracking.console import log
 from distgan.tracking.tracker import Sink
@@ -93,7 +94,7 @@ def log_export(tracking: TrackingConfig, run_dir: Path, out: Path, images_seen: 
         return
     folder = run_dir / "wandb" / f"export-{out.name}"
     try:
-        trained = json.loads((run_dir / "wandb_run.json").read_text())["id"]
+        trained = wandb_file.read(run_dir)["id"]
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"trained_by": trained, "images_seen": images_seen}
         sink = open_wandb(tracking, facts, folder, 0, "export")
@@ -107,17 +108,12 @@ def log_export(tracking: TrackingConfig, run_dir: Path, out: Path, images_seen: 
 
 def _identity(run_dir: Path, tracking: TrackingConfig, given: str, restarts: int) -> dict[str, str]:
     """Id, project and entity, as wandb_run.json keeps them; that of WANDB_RUN_ID, which a sweep agent sets, counts most."""
-    path = run_dir / "wandb_run.json"
+    kept = wandb_file.read(run_dir)
     wanted = {"entity": tracking.wandb_entity, "project": tracking.wandb_project}
-    kept: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        kept = json.loads(path.read_text())
     if any(kept.get(name) != value for name, value in wanted.items()) or (given and kept["id"] != given):
         kept = {"id": given or secrets.token_hex(4), **wanted, "high_water_images": -1}  # A run of its own there.
     kept |= {"mode": tracking.wandb, "restarts": restarts}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(kept) + "\n")
-    temporary.rename(path)
+    wandb_file.write(run_dir, kept)
     return {name: kept[name] for name in ("id", "project", "entity")}
 
 

@@ -20,13 +20,13 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from distgan.errors import UserError
+from distgan.tracking import whole_files
 from distgan.tracking.console import log
 
 _MANIFEST = "manifest.json"
 _SUFFIX = ".safetensors"
 _REST = "run"
 _TEMPORARY = ".tmp-"
-_ASIDE = ".corrupt"
 _BEST = "best.json"
 
 Damage = (OSError, ValueError, KeyError, TypeError, AttributeError)
@@ -150,7 +150,7 @@ def whole(folder: Path) -> list[Path]:
     found = []
     for path in sorted(path.parent for path in folder.glob(f"*/{_MANIFEST}") if path.parent.name.isdigit()):
         try:
-            files = json.loads((path / _MANIFEST).read_text())["files"]
+            files = read_info(path)["files"]
             if all((path / name).stat().st_size == file["bytes"] for name, file in files.items()):
                 found.append(path)
         except Damage:
@@ -187,13 +187,22 @@ def newest(folder: Path, repair: bool = False) -> Checkpoint | None:
     return None
 
 
+def read_info(path: Path) -> dict[str, Any]:
+    """What explains the checkpoint in a directory, with its `files`; these are not looked at.
+
+    Raises:
+      Damage: there is no such manifest.
+    """
+    return json.loads((path / _MANIFEST).read_text())
+
+
 def read(path: Path) -> Checkpoint:
     """The checkpoint in a directory.
 
     Raises:
       Damage: it is not what its manifest says.
     """
-    info = json.loads((path / _MANIFEST).read_text())
+    info = read_info(path)
     arrays: dict[str, np.ndarray] = {}
     for name, file in info.pop("files").items():
         data = (path / name).read_bytes()
@@ -217,12 +226,9 @@ def damage(path: Path) -> str:
 
 def set_aside(path: Path) -> Path:
     """Renames a damaged checkpoint, so that it neither counts nor is lost; returns its new place."""
-    for number in range(1000):
-        place = path.with_name(f"{path.name}{_ASIDE}" + (f".{number}" if number else ""))
-        if not place.exists():
-            log.warning("checkpoint %s is set aside as %s", path, place.name)
-            return path.rename(place)
-    raise FileExistsError(f"{path} cannot be set aside: 1000 others of its name are")
+    place = whole_files.set_aside(path)
+    log.warning("checkpoint %s is set aside as %s", path, place.name)
+    return place
 
 
 def _remove(path: Path) -> None:

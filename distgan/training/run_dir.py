@@ -16,7 +16,9 @@ from distgan import __version__, schema
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.schedules import Schedule
+from distgan.tracking import wandb_file, whole_files
 from distgan.tracking.console import log
+from distgan.training import checkpoint
 
 _COMPUTING = ("tensorflow", "tensorflow-cpu", "keras", "numpy")
 _RECORDED = (*_COMPUTING, "wandb")
@@ -76,10 +78,7 @@ class RunDir:
 
     def wandb_run_id(self) -> str | None:
         """The id of the run at W&B, which wandb_run.json keeps; None where there is none."""
-        try:
-            return str(json.loads((self.path / "wandb_run.json").read_text())["id"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        return wandb_file.read(self.path).get("id")
 
     def close(self) -> None:
         """Lets another process in."""
@@ -104,6 +103,9 @@ class RunDir:
                     "--data.channels and --data.bits make of it; choose another --run_dir"
                 )
             starts = old["starts"]
+            if _is_damaged(path):
+                aside = whole_files.set_aside(path, keep=True)
+                log.warning("%s is damaged: kept as %s, the newest checkpoint has the config too", path, aside.name)
             if starts and (changes := _changes(starts[-1]["versions"], versions())):
                 log.warning("%s since this run's last start: its numbers may differ from here on by rounding", changes)
         now = {
@@ -113,9 +115,7 @@ class RunDir:
             "git_revision": _git_revision(),
         }
         content = {"config": flat, "data_fingerprint": data_fingerprint, "starts": [*starts, now]}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        temporary.rename(path)
+        whole_files.write_whole(path, json.dumps(content, indent=1).encode() + b"\n")
         return len(starts)
 
 
@@ -180,11 +180,52 @@ def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """What config.json says; where it is damaged, what the newest checkpoint keeps of it.
+
+    Raises:
+      UserError: it cannot be read, and there is no checkpoint.
+    """
     try:
-        content = json.loads(path.read_text())
-        return {key: content[key] for key in ("config", "data_fingerprint", "starts")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        return _read(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except _Damage as error:
+        kept = _of_checkpoint(path.parent)
+        if kept is None:
+            raise UserError(
+                f"{path} cannot be read: {error}; choose another --run_dir, or move this one away"
+            ) from None
+        return kept
+
+
+_Damage = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_bytes())
+    starts = [{**start, "versions": dict(start["versions"])} for start in content["starts"]]
+    return {
+        "config": dict(content["config"]),
+        "data_fingerprint": str(content["data_fingerprint"]),
+        "starts": starts,
+    }
+
+
+def _is_damaged(path: Path) -> bool:
+    try:
+        _read(path)
+    except _Damage:
+        return True
+    return False
+
+
+def _of_checkpoint(run_dir: Path) -> dict[str, Any] | None:
+    """The config and the data's fingerprint of the newest checkpoint, without any start; None where there is none."""
+    for path in reversed(checkpoint.whole(run_dir / "checkpoints")):
+        info = checkpoint.read_info(path)
+        if {"config", "data_fingerprint"} <= info.keys():
+            return {"config": info["config"], "data_fingerprint": info["data_fingerprint"], "starts": []}
+    return None
 
 
 def _git_revision() -> str | None:

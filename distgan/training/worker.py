@@ -114,7 +114,10 @@ class Worker:
         )
         on_disk = checkpoint.newest(directory.checkpoints, repair=True)
         run.best = on_disk.info.get("best") if on_disk else None
-        rows = JsonLines(self.path / "metrics.jsonl")
+        try:
+            rows = JsonLines(self.path / "metrics.jsonl")
+        except OSError as error:
+            raise UserError(f"--run_dir={self.path}: metrics.jsonl cannot be written: {error.strerror}") from None
         run.tracker = Tracker([rows])
         return _Opened(directory, on_disk, rows)
 
