@@ -141,6 +141,24 @@ class Appender:
                 os.truncate(file, size)
             raise
 
+    def move(self, path: Path) -> None:
+        """Goes on in another place: that to which the file was moved, or a new file, which gets the lines that it lacks."""
+        old, self.path = self.file, path
+        if old is None:
+            return
+        try:
+            new = path.open("a+b", buffering=0)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", path, error.strerror)
+            return
+        self.file = new
+        if not os.path.samestat(os.fstat(old.fileno()), os.fstat(new.fileno())):
+            lines, there = (os.pread(file, os.fstat(file).st_size, 0) for file in (old.fileno(), new.fileno()))
+            if lines.startswith(there):
+                self.waiting = [lines[len(there) :], *self.waiting]
+                self.flush()
+        old.close()
+
     def close(self) -> None:
         """Ends the file; what could not be written is lost."""
         self.flush()

@@ -38,6 +38,9 @@ class Sink:
     def alert(self, alert: Alert) -> None:
         """Takes what somebody should look at."""
 
+    def move(self, run_dir: Path) -> None:
+        """Goes on in another run directory: the moved one, or one that was made anew."""
+
     def leave(self, exit_code: int) -> None:
         """Hears how the run ends where nobody can wait for it to close; from any thread."""
 
@@ -93,6 +96,11 @@ class Tracker:
         for sink in self.sinks:
             sink.checkpoint(path, images_seen, best, facts)
 
+    def move(self, run_dir: Path) -> None:
+        """Tells every sink where the run directory is now."""
+        for sink in self.sinks:
+            sink.move(run_dir)
+
     def alert(self, alert: Alert) -> None:
         """Tells of what somebody should look at."""
         for sink in self.sinks:
@@ -126,6 +134,9 @@ class JsonLines(Sink):
     def row(self, row: Row) -> None:
         # JSON has no NaN and no infinity: what is not finite is written as null.
         self.lines.add({key: value if abs(value) < float("inf") else None for key, value in row.items()})
+
+    def move(self, run_dir: Path) -> None:
+        self.lines.move(run_dir / self.lines.path.name)
 
     def close(self, exit_code: int) -> None:
         self.lines.close()

@@ -129,6 +129,8 @@ class Session:
         self.artifacts: list[threading.Thread] = []
         self.errors = 0
         self.logged = before
+        self.lost = False
+        """Whether what was logged offline was deleted with the run directory."""
         self.count = 0
         self._note()
 
@@ -210,6 +212,11 @@ class Session:
     def _take_alert(self, title: str, text: str, level: str) -> None:
         self.run.alert(title, text, level=level, wait_duration=3600)
 
+    def _take_move(self, run_dir: str) -> None:
+        self.directory = Path(run_dir)
+        if self.mode == "offline" and not self._local_files():
+            self.lost = True
+
     def _take_config(self, **values: Any) -> None:
         self.run.config.update(values, allow_val_change=True)
 
@@ -261,8 +268,10 @@ class Session:
             trouble = f"uploads did not end in {self.order.finish_seconds:g} s"
         except Exception as error:
             trouble = first_line(error)
+        if self.lost:
+            self.logged = -1
         self._note()
-        return {"trouble": trouble}
+        return {"trouble": trouble, "lost": self.lost}
 
     def _missing(self, path: str, expected: int) -> str:
         """Asks the server how many rows it has: of an answer that is none, wandb-core does not tell."""
@@ -275,14 +284,15 @@ class Session:
         """The last row's place that the server has; -1 of a new run."""
         return float(self.run.summary.get(_AXIS, -1)) if self.run.resumed else -1
 
+    def _local_files(self) -> list[Path]:
+        return list(self.directory.glob(f"wandb/*run-*-{self.order.id}/run-{self.order.id}.wandb"))
+
     def _local_images_seen(self) -> float:
         """The last row's place in the newest of this run's local files that has any; -1 where there is none.
 
         Folders without a row are what a start left that could not reach the server, and removed.
         """
-        for file in sorted(
-            self.directory.glob(f"wandb/*run-*-{self.order.id}/run-{self.order.id}.wandb"), reverse=True
-        ):
+        for file in sorted(self._local_files(), reverse=True):
             if (last := last_images_seen(file)) >= 0:
                 return last
             shutil.rmtree(file.parent, ignore_errors=True)

@@ -172,6 +172,10 @@ class WandbSink(Sink):
     def alert(self, alert: Alert) -> None:
         self._put(alert=alert._asdict())
 
+    def move(self, run_dir: Path) -> None:
+        self.order = {**self.order, "run_dir": str(run_dir)}
+        self._put(move={"run_dir": str(run_dir)})
+
     def leave(self, exit_code: int) -> None:
         """Its process ends by itself, with this exit code, once it has uploaded what it has."""
         if self.process:
@@ -233,7 +237,9 @@ class WandbSink(Sink):
         self._feed(process)
         done = process.done(self.deadline)
         trouble = done["trouble"] if done else "its process ended early"
-        if offline:
+        if done and done["lost"]:
+            self._warn("W&B's files went with the run directory: the next start hands it all rows")
+        elif offline:
             self._say(f"W&B run {run_id} is on this disk; upload with: {self._sync_command()}")
         elif trouble:
             self._warn(f"W&B may lack rows ({trouble}); upload with: wandb sync --include-online {folder}")

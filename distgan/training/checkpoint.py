@@ -48,6 +48,11 @@ class Checkpoint:
         return int(self.info["images_seen"])
 
 
+def name(images_seen: int) -> str:
+    """Of a checkpoint's directory."""
+    return f"{images_seen:012d}"
+
+
 def write(folder: Path, checkpoint: Checkpoint, keep: int, best: bool = False) -> Path:
     """Saves a checkpoint, and then removes all but the newest `keep` and the best; returns its directory.
 
@@ -63,7 +68,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int, best: bool = False) -
       OSError: the disk is full or not writable; the checkpoints that were there are untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{checkpoint.images_seen:012d}"
+    target = folder / name(checkpoint.images_seen)
     for left_over in folder.glob(_TEMPORARY + "*"):
         shutil.rmtree(left_over, ignore_errors=True)
     if target.exists() and damage(target):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +24,7 @@ from distgan.schedules import Schedule
 from distgan.tracking import wandb_file, whole_files
 from distgan.tracking.console import log
 from distgan.training import checkpoint
+from distgan.training.checkpoint import Checkpoint
 
 _COMPUTING = ("tensorflow", "tensorflow-cpu", "keras", "numpy")
 _RECORDED = (*_COMPUTING, "wandb")
@@ -48,11 +54,17 @@ class RunDir:
           UserError: it cannot be written, another process writes it, or it holds another run.
         """
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        """Where it is, so far as is known; see `find`."""
+        self.moves = 0
+        """How often `path` has become another directory."""
+        self._finding = threading.Lock()
+        self._content: dict[str, Any] = {}
+        """Of config.json."""
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / ".lock", timeout=patience_seconds)
             self._lock.acquire()
+            self._handle = os.open(path, os.O_RDONLY)
         except Timeout:
             raise UserError(f"--run_dir={path} is in use: another process trains there") from None
         except OSError as error:
@@ -80,8 +92,81 @@ class RunDir:
         """The id of the run at W&B, which wandb_run.json keeps; None where there is none."""
         return wandb_file.read(self.path).get("id")
 
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints, as it is now.
+
+        Raises:
+          OSError: see `find`.
+        """
+        return self.find() / "checkpoints"
+
+    def find(self) -> Path:
+        """Where the directory is now, from any thread: it may have been moved, deleted, or its disk mounted anew.
+
+        Where it was moved, `path` follows it. Where it is gone it is made anew, so that the run can go on from its next
+        checkpoint.
+
+        Raises:
+          OSError: it is gone, and cannot be made anew.
+        """
+        with self._finding:
+            if not _is_open_as(self._handle, self.path):
+                place = _place(self._handle)
+                if place and _is_open_as(self._handle, place):
+                    log.warning("--run_dir=%s was moved: the run goes on in --run_dir=%s", self.path, place)
+                    self.path = place
+                else:
+                    self._make_anew()
+                self.moves += 1
+            return self.path
+
+    def _make_anew(self) -> None:
+        file = self.path / "config.json"
+        there = self._same_run(file)
+        if file.exists() and not there:
+            raise OSError(errno.ENOENT, "the run directory is gone, and another run is in its place", str(self.path))
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise OSError(
+                errno.EBUSY, "the run directory is gone, and another run is in its place", str(self.path)
+            ) from None
+        self._write_config(self.path)
+        handle = os.open(self.path, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            self._lock.release()
+        with contextlib.suppress(OSError):
+            os.close(self._handle)
+        self._lock, self._handle = lock, handle
+        if there:
+            log.warning("--run_dir=%s is another mount of the same directory: the run goes on in it", self.path)
+        else:
+            text = "--run_dir=%s is gone: it is made anew, with config.json, all rows and the next checkpoint; samples are lost"
+            log.warning(text, self.path)
+
+    def _same_run(self, file: Path) -> bool:
+        try:
+            return _read(file) == _checked(self._content)
+        except (OSError, *_Damage):
+            return False
+
+    def save_elsewhere(self, taken: Checkpoint) -> Path:
+        """Makes a run directory with this state alone, where temporary files go; returns it.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        place = Path(tempfile.mkdtemp(prefix=f"{self.path.name}-"))
+        self._write_config(place)
+        checkpoint.write(place / "checkpoints", taken, keep=1)
+        return place
+
     def close(self) -> None:
         """Lets another process in."""
+        with contextlib.suppress(OSError):
+            os.close(self._handle)
         self._lock.release()
 
     def _record(self, config: Config, data_fingerprint: str, earlier_fingerprint: Callable[[], str]) -> int:
@@ -114,9 +199,28 @@ class RunDir:
             "versions": versions(),
             "git_revision": _git_revision(),
         }
-        content = {"config": flat, "data_fingerprint": data_fingerprint, "starts": [*starts, now]}
-        whole_files.write_whole(path, json.dumps(content, indent=1).encode() + b"\n")
+        self._content = {"config": flat, "data_fingerprint": data_fingerprint, "starts": [*starts, now]}
+        self._write_config(self.path)
         return len(starts)
+
+    def _write_config(self, folder: Path) -> None:
+        whole_files.write_whole(folder / "config.json", json.dumps(self._content, indent=1).encode() + b"\n")
+
+
+def _is_open_as(handle: int, path: Path) -> bool:
+    """Whether a path leads to the directory of a file descriptor."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except OSError:
+        return False
+
+
+def _place(handle: int) -> Path | None:
+    """Where the directory of a file descriptor is, as Linux says it; None of one that is nowhere."""
+    try:
+        return Path(os.readlink(f"/proc/self/fd/{handle}"))
+    except OSError:
+        return None
 
 
 def differences(old: Mapping[str, Any], config: Config) -> Iterator[str]:
@@ -202,7 +306,15 @@ _Damage = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_bytes())
+    """What config.json says.
+
+    Raises:
+      OSError, _Damage: it cannot be read.
+    """
+    return _checked(json.loads(path.read_bytes()))
+
+
+def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
     starts = [{**start, "versions": dict(start["versions"])} for start in content["starts"]]
     return {
         "config": dict(content["config"]),

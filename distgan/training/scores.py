@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,13 @@ class Evaluations:
         self.results = [_of_now(result, images) for result in _earlier(directory)] if directory else []
         self.lines = json_lines.Appender(directory / evaluations.NAME) if directory else None
 
-    def __call__(self, seen: int, interrupted: Interrupted) -> Mapping[str, Any] | None:
+    def __call__(self, seen: int, interrupted: Interrupted, follow: Callable[[], Path]) -> Mapping[str, Any] | None:
         """Evaluates the averaged generator; returns the result on the primary, which may have it from an earlier start.
+
+        Args:
+          seen: images seen.
+          interrupted: polled between chunks.
+          follow: gives the run directory, which may have moved meanwhile.
 
         Raises:
           GivenUp: interrupted.
@@ -84,6 +89,7 @@ class Evaluations:
             return None
         found = as_json(result, seen)
         self.results.append(found)
+        self.lines.move(follow() / evaluations.NAME)
         self.lines.add(evaluations.to_plain(found))
         told = ", ".join(f"{name} {value:.4g}" for name, value in result.scores.items())
         seconds = sum(

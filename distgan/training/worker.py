@@ -98,8 +98,9 @@ class Worker:
             control.before_leaving = self._leave
         loop.train(run, self.stop)
         control.release()
+        path = run.path
         self.let_go(0)
-        log.info("done: %g kimg, samples in %s", self.total / 1000, self.path / "samples")
+        log.info("done: %g kimg, samples in %s", self.total / 1000, path / "samples")
 
     def _open_directory(self, group: Group) -> _Opened:
         """Takes the run directory from whoever may still have it."""
@@ -112,7 +113,7 @@ class Worker:
         run.directory = directory = RunDir(
             self.path, self.config, images.fingerprint, patience, lambda: earlier_fingerprint(images)
         )
-        on_disk = checkpoint.newest(directory.checkpoints, repair=True)
+        on_disk = checkpoint.newest(directory.checkpoints(), repair=True)
         run.best = on_disk.info.get("best") if on_disk else None
         try:
             rows = JsonLines(self.path / "metrics.jsonl")
@@ -132,7 +133,9 @@ class Worker:
         if on_disk and first:
             run.scores = dict(on_disk.info.get("scores", {}))
         newest = on_disk.images_seen if on_disk else -1
-        run.saver = Saver(directory.checkpoints, self.config.checkpoint, snapshots, newest)
+        run.saver = Saver(
+            directory.checkpoints, self.config.checkpoint, snapshots, newest, elsewhere=directory.save_elsewhere
+        )
         run.saver.tell_of = lambda folder, taken, best: tracker.checkpoint(folder, taken.images_seen, best, taken.info)
 
     def _leave(self, exit_code: int) -> None:
@@ -149,9 +152,13 @@ class Worker:
         # What other workers' ends have cut off is not lost; what diverged is not kept.
         if run.saver and exit_code != Diverged.code:
             run.saver.flush()
-        run.tracker.close(exit_code)
-        run.directory.close()
-        run.directory, run.saver, run.tracker = None, None, Tracker([])
+        try:
+            run.tracker.close(exit_code)
+            if run.saver and exit_code in (0, Stopped.code):
+                run.saver.make_sure()  # That may have taken minutes.
+        finally:
+            run.directory.close()
+            run.directory, run.saver, run.tracker = None, None, Tracker([])
 
     def _facts(self, place: topology.Topology) -> dict[str, Any]:
         """What explains a checkpoint besides its images seen."""
