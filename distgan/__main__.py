@@ -7,6 +7,7 @@ import sys
 import traceback
 
 from distgan.cli import main
+from distgan.tracking import streams
 
 
 def run() -> None:
@@ -15,6 +16,8 @@ def run() -> None:
     It ends here, and not at the interpreter's leisure: that ends the threads that wait for Python's lock, TensorFlow's pipeline
     among them, and then would wait for ever for the pipeline to be done.
     """
+    streams.open_closed()
+    sys.stdout, sys.stderr = streams.strict(sys.stdout), streams.forgiving(sys.stderr)
     try:
         code = main()
     except BaseException:
@@ -22,7 +25,7 @@ def run() -> None:
         code = 1
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BrokenPipeError):  # Its reader left.
+        with contextlib.suppress(streams.OutputLost):  # Nobody can read it.
             stream.flush()
     os._exit(code)
 

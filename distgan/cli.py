@@ -20,6 +20,7 @@ from distgan import __version__, registry, schema
 from distgan.errors import Ended, Exit, UserError
 from distgan.runtime import devices
 from distgan.runtime.topology import find_workers, read_environment
+from distgan.tracking.streams import OutputLost
 
 _OTHERS_WAIT_SECONDS = 3
 
@@ -50,15 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "tensorflow" not in sys.modules and not any(isinstance(each, devices.QuietImport) for each in sys.meta_path):
         sys.meta_path.insert(0, devices.QuietImport())
     try:
-        return _run(words)
+        code = _run(words)
+        sys.stdout.flush()
+        return code
     except Exit as error:
         return _end(error)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of our output left (`| head`); point stdout elsewhere so that closing it does not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OutputLost as error:
+        return 0 if error.reader_left else _end(UserError(str(error)))
     except Exception as error:
         ending = _explain(error, words[0])
         if ending is None:
