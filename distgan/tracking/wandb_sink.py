@@ -85,6 +85,13 @@ def open_wandb(
     return sink
 
 
+def lacks_rows(tracking: TrackingConfig, run_dir: Path, last_images_seen: float) -> bool:
+    """Whether W&B, so far as is known, lacks rows of a run, as where it could not be reached or its process was killed."""
+    kept = wandb_file.read(run_dir)
+    same = (kept.get("entity"), kept.get("project")) == (tracking.wandb_entity, tracking.wandb_project)
+    return tracking.wandb != "disabled" and not (same and kept["high_water_images"] >= last_images_seen)
+
+
 def log_export(tracking: TrackingConfig, run_dir: Path, out: Path, images_seen: int) -> None:
     """Logs what `distgan export` wrote as an artifact, where the run's checkpoints are; in a W&B run of its own.
 
@@ -254,7 +261,9 @@ class WandbSink(Sink):
         if time.monotonic() > self.deadline:
             return process, opened
         self._warn(f"W&B cannot be reached ({opened['failed']}): going on offline")
-        process = self.process = _Process({**self.order, "mode": "offline"}, self.environment, self._warn)
+        process = self.process = _Process(
+            {**self.order, "mode": "offline", "fell_back": True}, self.environment, self._warn
+        )
         return process, process.opened(self._init_deadline(), threading.Event())
 
     def _feed(self, process: _Process) -> None:
