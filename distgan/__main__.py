@@ -7,6 +7,7 @@ import sys
 import traceback
 
 from distgan import signals
+from distgan.tracking import streams
 
 
 def run() -> None:
@@ -16,6 +17,8 @@ def run() -> None:
     among them, and then would wait for ever for the pipeline to be done.
     """
     signals.hold()
+    streams.open_closed()
+    sys.stdout, sys.stderr = streams.strict(sys.stdout), streams.forgiving(sys.stderr)
     try:
         from distgan.cli import main  # Takes a moment, and no signal may cut into it.
 
@@ -26,7 +29,7 @@ def run() -> None:
     signals.ignore()  # What it ends with stays.
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BrokenPipeError):  # Its reader left.
+        with contextlib.suppress(streams.OutputLost):  # Nobody can read it.
             stream.flush()
     os._exit(code)
 

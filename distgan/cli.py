@@ -21,6 +21,7 @@ from distgan import __version__, flag_names, registry, schema, signals, trust
 from distgan.errors import Ended, Exit, UserError, printable
 from distgan.runtime import credentials, devices
 from distgan.runtime.topology import find_workers, read_environment
+from distgan.tracking.streams import OutputLost
 
 _OTHERS_WAIT_SECONDS = 3
 
@@ -53,15 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         credentials.receive()
         with _without_secrets(words[0] if words else ""):
-            return _run(words)
+            code = _run(words)
+        sys.stdout.flush()
+        return code
     except Exit as error:
         return _end(error)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of our output left (`| head`); point stdout elsewhere so that closing it does not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OutputLost as error:
+        return 0 if error.reader_left else _end(UserError(str(error)))
     except Exception as error:
         ending = _explain(error, words[0])
         if ending is None:

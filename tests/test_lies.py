@@ -433,4 +433,8 @@ def test_a_run_directory_of_pipes(tmp_path, refused, name):
     fake_run.make(tmp_path / "run", 20)
     (tmp_path / "run" / name).unlink()
     os.mkfifo(tmp_path / "run" / name)
-    assert "run" in refused("report", f"--run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'page.html'}")
+    words = ["report", f"--run_dir={tmp_path / 'run'}", f"--out={tmp_path / 'page.html'}"]
+    if name == "evaluations.jsonl":
+        assert cli.main(words) == 0  # The page lacks the scores, and the log says why.
+    else:
+        assert "run" in refused(*words)

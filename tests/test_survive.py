@@ -297,7 +297,8 @@ def test_disk_is_bad_for_a_while(whole, tmp_path, steps):
         )
         for life in lives:
             assert_same(whole[0], life.run_dir)
-        failing = Life(other / "run", *RUN, length(steps), "--checkpoint.on_error=fail")
+        env = environment() | {"TMPDIR": str(tmp_path)}  # Where the last state goes.
+        failing = Life(other / "run", *RUN, length(steps), "--checkpoint.on_error=fail", env=env)
         failing.start().until(lambda: checkpoint.whole(other / "run" / "checkpoints"))
         with full(other):
             err = failing.end(2, "No space left on device")

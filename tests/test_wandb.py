@@ -1,6 +1,7 @@
 """W&B cannot harm a run: the real client against a stand-in server that fails in every way, kills, restarts, workers."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -10,16 +11,22 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
+import psutil
 import pytest
 import wandb_files
 from conftest import REPOSITORY, environment, finish, finish_all, launch, rows, start
+from wandb.proto import wandb_internal_pb2
 from wandb_server import KEY, Server
 
 from distgan import config as configs
 from distgan import presets, schema
+from distgan.tracking import wandb_file
 from distgan.tracking.alerts import Watch
+from distgan.tracking.wandb_run import local_images_seen
+from distgan.tracking.wandb_sink import lacks_rows
 
 SMALL = ["--model.width=4", "--train.global_batch=16", "--deterministic", "--runtime.cpu_threads=1"]
 SHORT = ["--train.total_kimg=3.2", "--train.report_kimg=0.16", "--train.sample_kimg=1.6", "--checkpoint.every_kimg=1.6"]
@@ -276,6 +283,88 @@ def test_killed_and_started_again(tmp_path, mode):
         assert_same_rows(server.run.history, run_dir)
         assert server.run.overwritten == 0
         assert server.unknown == []
+
+
+def test_its_process_is_killed(tmp_path):
+    """As where memory ends, at its start and later: the next start of the complete run hands on what W&B lacks."""
+    flags = ["--train.report_kimg=1", "--train.total_kimg=20", "--train.sample_kimg=0"]
+    early, late = tmp_path / "early", tmp_path / "late"
+    with Server() as first, Server() as second:
+        servers = {early: first, late: second}
+        processes = {run_dir: begin(run_dir, server, *flags, mode="auto") for run_dir, server in servers.items()}
+        wait_for(lambda: its_processes(processes[early]), process=processes[early])
+        end_all(its_processes(processes[early]))
+        wait_for(lambda: wandb_file.read(late).get("mode") == "online", process=processes[late])
+        end_all(its_processes(processes[late]))
+        for run_dir, process in processes.items():
+            finish(process)
+            assert len(rows(run_dir)) == 20
+            assert sum(len(reported(run.history)) for run in servers[run_dir].runs.values()) < 20
+        processes = {run_dir: begin(run_dir, server, *flags) for run_dir, server in servers.items()}
+        for run_dir, process in processes.items():
+            _, err = finish(process)
+            assert "nothing left to do" in err
+            assert "W&B lacks rows of this run: it gets them now" in err
+            assert_same_rows(servers[run_dir].run.history, run_dir)
+            assert servers[run_dir].run.exit_code == 0
+            assert wandb_file.read(run_dir)["high_water_images"] == 20000
+
+
+def end_all(processes):
+    for each in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+
+
+def its_processes(process):
+    """W&B's process of a run, and those that it has started."""
+    for child in psutil.Process(process.pid).children():
+        if "distgan.tracking.wandb_run" in child.cmdline():
+            return [*child.children(recursive=True), child]
+    return []
+
+
+def write_local_file(folder, images_seen):
+    """As W&B's client writes it, with a row at each place."""
+    folder.mkdir(parents=True)
+    with (folder / "run-abc.wandb").open("wb") as file:
+        file.write(b":W&B\x00\x00\x00")
+        for seen in images_seen:
+            record = wandb_internal_pb2.Record()
+            item = record.history.item.add()
+            item.nested_key.append("progress/images_seen")
+            item.value_json = str(seen)
+            data = b"\x01" + record.SerializeToString()
+            file.write(zlib.crc32(data).to_bytes(4, "little") + (len(data) - 1).to_bytes(2, "little") + data)
+
+
+def test_a_clock_that_went_back(tmp_path):
+    """W&B's folders have names by the clock: the last row is looked for in all of them."""
+    for time_of_day, images_seen in (("120000", range(0, 50)), ("110000", range(50, 80)), ("130000", ())):
+        write_local_file(tmp_path / "wandb" / f"offline-run-20260101_{time_of_day}-abc", images_seen)
+    assert local_images_seen(tmp_path, "abc") == 79
+    # What holds no row is no part of the run.
+    assert len(list((tmp_path / "wandb").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("noted", "lacks"),
+    [
+        ({}, True),
+        ({"high_water_images": -1}, True),
+        ({"high_water_images": 319}, True),
+        ({"high_water_images": 320}, False),
+        ({"high_water_images": 320, "project": "other"}, True),
+        ({"high_water_images": 320, "entity": "other"}, True),
+    ],
+)
+def test_what_wandb_lacks(tmp_path, noted, lacks):
+    tracking = configs.TrackingConfig()
+    if noted:
+        identity = {"id": "abc", "entity": tracking.wandb_entity, "project": tracking.wandb_project}
+        (tmp_path / "wandb_run.json").write_text(json.dumps(identity | noted))
+    assert lacks_rows(tracking, tmp_path, 320) == lacks
+    assert not lacks_rows(dataclasses.replace(tracking, wandb="disabled"), tmp_path, 320)
 
 
 def test_sigterm(tmp_path):

@@ -15,7 +15,7 @@ from distgan.data.source import Description, Images, earlier_fingerprint
 from distgan.errors import UserError
 from distgan.runtime import devices, topology
 from distgan.schema import option, section
-from distgan.tracking import console
+from distgan.tracking import console, evaluations
 from distgan.tracking.console import log
 from distgan.training.run_dir import read_config
 
@@ -203,16 +203,17 @@ def _read(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is none.
     """
-    from distgan.training.scores import from_json
-
     try:
-        if path.is_dir():
-            found = from_json((path / "evaluations.jsonl").read_text().splitlines()[-1])
-        else:
-            found = from_json(path.read_text())
+        found = _last(path) if path.is_dir() else evaluations.from_json(path.read_text())
         return {"name": str(path), "scores": dict(found["scores"]), "cards": dict(found["cards"])}
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} holds no result of distgan evaluate: {error}") from None
+
+
+def _last(run_dir: Path) -> dict[str, Any]:
+    if not (found := evaluations.read(run_dir)):
+        raise ValueError(f"{evaluations.NAME} has no line")
+    return found[-1]
 
 
 # What may differ between results that are compared: who is judged.

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distgan import files, schema
+from distgan import schema
 from distgan.commands import trained
 from distgan.data.source import Description
 from distgan.errors import UserError, printable
 from distgan.runtime import devices
 from distgan.schema import option, section
+from distgan.tracking import evaluations
 from distgan.tracking.wandb_sink import log_export
 from distgan.training import checkpoint
 from distgan.training.run_dir import versions
@@ -52,7 +54,7 @@ def run(options: Options) -> int:
         raise UserError("--out is missing: a new folder for the generator")
     trained.check_new(options.out)
     saved = checkpoint.find(Path(options.run_dir) / "checkpoints", options.export.checkpoint, "export.checkpoint")
-    scores = read_scores(Path(options.run_dir) / "evaluations.jsonl")
+    scores = evaluations.read(Path(options.run_dir))
     devices.silence(options.verbosity)
     devices.open_runtime(config)
 
@@ -79,24 +81,6 @@ def run(options: Options) -> int:
         print(check)
     log_export(config.tracking, Path(options.run_dir), out, saved.images_seen)
     return 0
-
-
-def read_scores(path: Path) -> list[dict[str, Any]]:
-    """The lines of evaluations.jsonl, oldest first; none where there is no such file.
-
-    Raises:
-      UserError: a line is no JSON object with `images_seen`, `scores` and `cards`.
-    """
-    if not path.exists():
-        return []
-    lines = []
-    for number, line in enumerate(files.read_bytes(path, 2**30).splitlines(), 1):
-        try:
-            found = json.loads(line)
-            lines.append({name: found[name] for name in ("images_seen", "scores", "cards")})
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number} cannot be read: {error}") from None
-    return lines
 
 
 def _tell(signature: str, difference: Any) -> str:
@@ -262,7 +246,7 @@ def _score_lines(scores: list[dict[str, Any]], images_seen: int, weights: str) -
     yield "| metric | score |"
     yield "|---|---|"
     for name, score in line["scores"].items():
-        yield f"| {plain(name)} | {'not finite' if score is None else plain(score)} |"
+        yield f"| {plain(name)} | {plain(score) if math.isfinite(score) else 'not finite'} |"
     yield ""
     yield "How they were worked out; scores with other cards can't be compared:"
     yield ""

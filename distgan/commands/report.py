@@ -23,7 +23,7 @@ from distgan.config import Config
 from distgan.errors import UserError
 from distgan.evaluation.protocols import METRICS
 from distgan.schema import option, split_names
-from distgan.tracking import curves, panels
+from distgan.tracking import curves, evaluations, panels
 from distgan.training import checkpoint
 from distgan.training.run_dir import read_config, read_starts
 
@@ -95,28 +95,15 @@ def open_run(path: Path, name: str) -> Run:
         raise UserError(f"--run_dir={path} holds no run")
     try:
         rows = curves.read_rows(path / "metrics.jsonl")
-        evaluations = _read_evaluations(path / "evaluations.jsonl")
-    except FileNotFoundError:
-        rows, evaluations = [], []
+        scored = [
+            {**each, "scores": {name: curves.finite(value) for name, value in each["scores"].items()}}
+            for each in sorted(evaluations.read(path), key=lambda each: each["images_seen"])
+        ]
     except OSError as error:
         raise UserError(f"--run_dir={path} cannot be read: {error.strerror}") from None
     if not rows:
         raise UserError(f"--run_dir={path} has no rows in metrics.jsonl yet")
-    return Run(name, path, config, read_starts(path), rows, evaluations)
-
-
-def _read_evaluations(path: Path) -> list[dict[str, Any]]:
-    """The lines of evaluations.jsonl in the order of images seen; a line that a kill has torn is passed over."""
-    found = []
-    for line in files.read_bytes(path, 2**30).splitlines() if path.exists() else ():
-        try:
-            result = json.loads(line)
-            scores = {name: curves.finite(value) for name, value in result["scores"].items()}
-            cards = {name: dict(card) for name, card in result["cards"].items()}
-            found.append({"images_seen": int(result["images_seen"]), "scores": scores, "cards": cards})
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return sorted(found, key=lambda each: each["images_seen"])
+    return Run(name, path, config, read_starts(path), rows, scored)
 
 
 def page(content: Mapping[str, Any], pictures: Sequence[str]) -> str:

@@ -30,7 +30,7 @@ def saving_costs(advance: Callable[[int], None], state: Any, global_batch: int, 
     """
     with tempfile.TemporaryDirectory() as folder:
         snapshots = Snapshots(lambda: Checkpoint(state.arrays(), {"images_seen": int(state.images_seen.numpy())}))
-        saver = Saver(Path(folder), CheckpointConfig(), snapshots)
+        saver = Saver(lambda: Path(folder), CheckpointConfig(), snapshots)
         advance(1)
         start = time.perf_counter()
         advance(8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from distgan.errors import Exit, Regroup, UserError
 from distgan.runtime import devices, topology
 from distgan.runtime.control import Control, Group
 from distgan.schema import option
-from distgan.tracking import console
+from distgan.tracking import console, streams
 from distgan.tracking.console import log
 from distgan.training.run_dir import read_config, versions
 from distgan.training.stopping import Stop
@@ -48,6 +49,8 @@ def run(options: Options) -> int:
     config = options.run_config()
     workers = topology.find_workers(topology.read_environment(), config.runtime.workers, config.runtime.peers)
     primary = workers is None or workers.rank == 0
+    if not options.dry_run:
+        sys.stdout = streams.forgiving(sys.stdout)  # What a plug-in prints must not end a run.
     console.start_log(show=primary)
     if workers and not options.dry_run:
         console.log_to(Path(config.run_dir) / ("log.txt" if primary else f"log.{workers.rank}.txt"))

@@ -367,5 +367,8 @@ def _save(path: Path, known: Mapping[tuple[int, str], Any]) -> None:
             arrays[f"{count}/{field}"] = value
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, files.sealed(buffer.getvalue()))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, files.sealed(buffer.getvalue()))
+    except (OSError, UserError) as error:  # What cannot be kept is worked out again.
+        log.warning("statistics of the reals are not kept: %s", error)

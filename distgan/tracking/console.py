@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -64,6 +65,18 @@ def log_to(path: Path) -> None:
         raise UserError(f"--run_dir={path.parent} cannot be written: {error.strerror}") from None
     handler.setFormatter(_Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
+
+
+def move_log(path: Path) -> None:
+    """Goes on with the log's file in another place: that to which it was moved, or a new file, which gets all lines so far."""
+    for handler in [each for each in log.handlers if isinstance(each, _LogFile)]:
+        with contextlib.suppress(OSError, UserError):
+            lines = Path(f"/proc/self/fd/{handler.stream.fileno()}").read_bytes() if handler.stream else b""
+            if not path.exists():
+                path.write_bytes(lines)
+            log_to(path)
+            log.removeHandler(handler)
+            handler.close()
 
 
 class ProgressLine(Sink):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distgan import files
+from distgan.tracking import json_lines
 
 _DIGITS = 5
 _LARGEST_FILE = 2**30
@@ -24,25 +23,16 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     Raises:
       OSError: the file cannot be read.
     """
-    rows = []
-    for line in files.read_bytes(path, _LARGEST_FILE).splitlines():
-        try:
-            row = json.loads(line)
-            seen = row["progress/images_seen"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-        if _is_number(seen) and 0 <= seen <= _MOST_IMAGES:
-            rows.append({key: finite(value) for key, value in row.items() if value is None or _is_number(value)})
-    return rows
+    return [
+        {key: finite(value) for key, value in row.items() if value is None or json_lines.is_number(value)}
+        for row in json_lines.read(path, json_lines.is_row)
+        if 0 <= row["progress/images_seen"] <= _MOST_IMAGES
+    ]
 
 
 def finite(value: Any, otherwise: float = math.nan) -> float:
     """A number of a file, if it is one, finite and not far from any that a run has."""
-    return value if _is_number(value) and abs(value) <= _LARGEST else otherwise
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return value if json_lines.is_number(value) and abs(value) <= _LARGEST else otherwise
 
 
 def points(rows: Iterable[Mapping[str, float]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -46,6 +46,13 @@ class TensorBoard(Sink):
             )
         self._write([tf.compat.v1.Summary.Value(tag=name, image=image)], images_seen)
 
+    def move(self, run_dir: Path) -> None:
+        """Begins a file where the folder is a new one; in a folder that was moved the file has moved along."""
+        self.folder = run_dir / self.folder.name
+        if self.writer and not self.folder.exists():
+            with self._harmless():
+                self.writer = tf.summary.create_file_writer(str(self.folder))
+
     def close(self, exit_code: int) -> None:
         with self._harmless():
             if self.writer:

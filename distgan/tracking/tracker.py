@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import json
-import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from distgan.tracking import json_lines
 from distgan.tracking.alerts import Alert, Row, Watch
-
-log = logging.getLogger("distgan")
 
 _BINS = 64
 
@@ -42,6 +37,9 @@ class Sink:
 
     def alert(self, alert: Alert) -> None:
         """Takes what somebody should look at."""
+
+    def move(self, run_dir: Path) -> None:
+        """Goes on in another run directory: the moved one, or one that was made anew."""
 
     def leave(self, exit_code: int) -> None:
         """Hears how the run ends where nobody can wait for it to close; from any thread."""
@@ -98,6 +96,11 @@ class Tracker:
         for sink in self.sinks:
             sink.checkpoint(path, images_seen, best, facts)
 
+    def move(self, run_dir: Path) -> None:
+        """Tells every sink where the run directory is now."""
+        for sink in self.sinks:
+            sink.move(run_dir)
+
     def alert(self, alert: Alert) -> None:
         """Tells of what somebody should look at."""
         for sink in self.sinks:
@@ -115,60 +118,25 @@ class Tracker:
 
 
 class JsonLines(Sink):
-    """`metrics.jsonl`: a JSON object a row, appended. A last line that a kill has torn is cut off.
-
-    Rows that a full or failing disk does not take wait in memory for the next one.
-    """
+    """`metrics.jsonl`: a JSON object a row, appended; see `json_lines` for what is torn, damaged or not taken by the disk."""
 
     def __init__(self, path: Path):
-        self.last_images_seen = -1
-        self.waiting: list[bytes] = []
-        whole = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                row = _parse(line)
-                if row is None:
-                    break
-                whole += len(line)
-                self.last_images_seen = row["progress/images_seen"]
-        self.file = path.open("ab", buffering=0)
-        self.file.truncate(whole)
-        self.bytes = whole
+        """Opens the file, once what an earlier start left of it is whole.
+
+        Raises:
+          OSError: it cannot be read or written.
+        """
+        last = json_lines.mend(path, json_lines.is_row)
+        self.last_images_seen = int(last["progress/images_seen"]) if last else -1
+        self.lines = json_lines.Appender(path)
+        self.lines.open()
 
     def row(self, row: Row) -> None:
         # JSON has no NaN and no infinity: what is not finite is written as null.
-        finite = {key: value if abs(value) < float("inf") else None for key, value in row.items()}
-        self.waiting.append(json.dumps(finite).encode() + b"\n")
-        self._write()
+        self.lines.add({key: value if abs(value) < float("inf") else None for key, value in row.items()})
 
-    def _write(self) -> None:
-        """Appends what waits, whole or not at all."""
-        data = b"".join(self.waiting)
-        try:
-            if self.file.write(data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            self.file.truncate(self.bytes)
-            if len(self.waiting) == 1:
-                log.warning("metrics.jsonl cannot be written (%s): its rows wait for the next one", error.strerror)
-            return
-        self.bytes += len(data)
-        self.waiting = []
-
-    def picture(self, name: str, path: Path, images_seen: int) -> None:
-        """Pictures lie beside the file already."""
+    def move(self, run_dir: Path) -> None:
+        self.lines.move(run_dir / self.lines.path.name)
 
     def close(self, exit_code: int) -> None:
-        if self.waiting:
-            self._write()
-        if self.waiting:
-            log.warning("metrics.jsonl lacks the last %d rows", len(self.waiting))
-        self.file.close()
-
-
-def _parse(line: bytes) -> Any:
-    try:
-        row = json.loads(line)
-        return row if line.endswith(b"\n") and "progress/images_seen" in row else None
-    except ValueError:
-        return None
+        self.lines.close()

@@ -29,7 +29,7 @@ from wandb.proto import wandb_internal_pb2
 
 from distgan import files
 from distgan.runtime import credentials
-from distgan.tracking import wandb_log
+from distgan.tracking import json_lines, wandb_file, wandb_log
 
 _MOST_ERRORS = 10
 _AXIS = "progress/images_seen"
@@ -55,6 +55,8 @@ class Order:
     by_reference: bool
     """Whether artifacts refer to files where they lie."""
     job_type: str = "train"
+    fell_back: bool = False
+    """Whether it is offline because the server could not be reached, which has to get the rows yet."""
 
 
 def choose_mode(wanted: str, key_file: str = "") -> str:
@@ -117,7 +119,7 @@ class Session:
         self.mode = choose_mode(order.mode, order.key_file)
         if self.mode == "disabled":
             raise ValueError("WANDB_MODE=disabled")
-        before = self._local_images_seen()
+        before = local_images_seen(self.directory, order.id)
         self.run = self._init()
         self.folder = str(Path(self.run.dir).parent)
         self.url = self.run.url or "" if self.mode == "online" else ""
@@ -130,9 +132,11 @@ class Session:
         """Pictures and the like by images seen, which go along with the row of the same place."""
         self.artifacts: list[threading.Thread] = []
         self.errors = 0
-        self.logged = before
+        self.logged = self.before = before
+        self.lost = False
+        """Whether what was logged offline was deleted with the run directory."""
         self.count = 0
-        self._note()
+        self._note(before)
 
     def _init(self) -> Any:
         order = self.order
@@ -216,6 +220,11 @@ class Session:
     def _take_alert(self, title: str, text: str, level: str) -> None:
         self.run.alert(title, text, level=level, wait_duration=3600)
 
+    def _take_move(self, run_dir: str) -> None:
+        self.directory = Path(run_dir)
+        if self.mode == "offline" and not local_files(self.directory, self.order.id):
+            self.lost = True
+
     def _take_config(self, **values: Any) -> None:
         self.run.config.update(values, allow_val_change=True)
 
@@ -267,8 +276,8 @@ class Session:
             trouble = f"uploads did not end in {self.order.finish_seconds:g} s"
         except Exception as error:
             trouble = first_line(error)
-        self._note()
-        return {"trouble": trouble}
+        self._note(-1 if self.lost else self.before if trouble else self.logged)
+        return {"trouble": trouble, "lost": self.lost}
 
     def _missing(self, path: str, expected: int) -> str:
         """Asks the server how many rows it has: of an answer that is none, wandb-core does not tell."""
@@ -281,26 +290,13 @@ class Session:
         """The last row's place that the server has; -1 of a new run."""
         return float(self.run.summary.get(_AXIS, -1)) if self.run.resumed else -1
 
-    def _local_images_seen(self) -> float:
-        """The last row's place in the newest of this run's local files that has any; -1 where there is none.
-
-        Folders without a row are what a start left that could not reach the server, and removed.
-        """
-        for file in sorted(
-            self.directory.glob(f"wandb/*run-*-{self.order.id}/run-{self.order.id}.wandb"), reverse=True
-        ):
-            if (last := last_images_seen(file)) >= 0:
-                return last
-            shutil.rmtree(file.parent, ignore_errors=True)
-        return json.loads((self.directory / "wandb_run.json").read_text()).get("high_water_images", -1)
-
-    def _note(self) -> None:
-        """Writes down how far W&B has come."""
-        path = self.directory / "wandb_run.json"
-        noted = json.loads(path.read_text()) | {"mode": self.mode, "high_water_images": self.logged}
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(noted) + "\n")
-        temporary.rename(path)
+    def _note(self, images_seen: float) -> None:
+        """Writes down how far W&B has come, for all that is known."""
+        order = self.order
+        known = wandb_file.read(self.directory) or {"id": order.id, "project": order.project, "entity": order.entity}
+        if order.fell_back:
+            images_seen = min(images_seen, known.get("high_water_images", -1))
+        wandb_file.write(self.directory, known | {"mode": self.mode, "high_water_images": images_seen})
 
 
 def known_settings(wanted: Mapping[str, Any]) -> Any:
@@ -312,17 +308,35 @@ def rows(path: Path, after: float) -> Iterator[dict[str, Any]]:
     """The rows of metrics.jsonl beyond a place on the axis, as they come: it goes on after having ended."""
     while not path.exists():
         yield {}
-    with path.open() as file:
+    with path.open("rb") as file:
         while True:
             place = file.tell()
             line = file.readline()
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 file.seek(place)
                 yield {}
                 continue
-            row = json.loads(line)
-            if row[_AXIS] > after:
+            row = json_lines.parse(line, json_lines.is_row)
+            if row and row[_AXIS] > after:
                 yield {key: math.nan if value is None else value for key, value in row.items()}
+
+
+def local_files(run_dir: Path, run_id: str) -> list[Path]:
+    """W&B's files of all starts of a run, in no order: their names go by clocks, which may have gone back."""
+    return list(run_dir.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb"))
+
+
+def local_images_seen(run_dir: Path, run_id: str) -> float:
+    """The last row's place in all local files of a run, or as wandb_run.json has it where none has a row.
+
+    Folders without a row are what a start left that could not reach the server, and removed.
+    """
+    last = -1.0
+    for file in local_files(run_dir, run_id):
+        if (here := last_images_seen(file)) < 0:
+            shutil.rmtree(file.parent, ignore_errors=True)
+        last = max(last, here)
+    return last if last >= 0 else wandb_file.read(run_dir).get("high_water_images", -1)
 
 
 def last_images_seen(path: Path) -> float:

@@ -25,6 +25,7 @@ from distgan import files
 from distgan.config import TrackingConfig
 from distgan.errors import UserError
 from distgan.runtime import credentials, topology
+from distgan.tracking import wandb_file
 from distgan.tracking.alerts import Alert, Row
 from distgan.tracking.console import log
 from distgan.tracking.tracker import Sink
@@ -85,6 +86,13 @@ def open_wandb(
     return sink
 
 
+def lacks_rows(tracking: TrackingConfig, run_dir: Path, last_images_seen: float) -> bool:
+    """Whether W&B, so far as is known, lacks rows of a run, as where it could not be reached or its process was killed."""
+    kept = wandb_file.read(run_dir)
+    same = (kept.get("entity"), kept.get("project")) == (tracking.wandb_entity, tracking.wandb_project)
+    return tracking.wandb != "disabled" and not (same and kept["high_water_images"] >= last_images_seen)
+
+
 def log_export(tracking: TrackingConfig, run_dir: Path, out: Path, images_seen: int) -> None:
     """Logs what `distgan export` wrote as an artifact, where the run's checkpoints are; in a W&B run of its own.
 
@@ -94,7 +102,7 @@ def log_export(tracking: TrackingConfig, run_dir: Path, out: Path, images_seen: 
         return
     folder = run_dir / "wandb" / f"export-{out.name}"
     try:
-        trained = json.loads((run_dir / "wandb_run.json").read_text())["id"]
+        trained = wandb_file.read(run_dir)["id"]
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"trained_by": trained, "images_seen": images_seen}
         sink = open_wandb(tracking, facts, folder, 0, "export")
@@ -108,17 +116,12 @@ def log_export(tracking: TrackingConfig, run_dir: Path, out: Path, images_seen: 
 
 def _identity(run_dir: Path, tracking: TrackingConfig, given: str, restarts: int) -> dict[str, str]:
     """Id, project and entity, as wandb_run.json keeps them; that of WANDB_RUN_ID, which a sweep agent sets, counts most."""
-    path = run_dir / "wandb_run.json"
+    kept = wandb_file.read(run_dir)
     wanted = {"entity": tracking.wandb_entity, "project": tracking.wandb_project}
-    kept: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
-        kept = json.loads(path.read_text())
     if any(kept.get(name) != value for name, value in wanted.items()) or (given and kept["id"] != given):
         kept = {"id": given or secrets.token_hex(4), **wanted, "high_water_images": -1}  # A run of its own there.
     kept |= {"mode": tracking.wandb, "restarts": restarts}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(kept) + "\n")
-    temporary.rename(path)
+    wandb_file.write(run_dir, kept)
     return {name: kept[name] for name in ("id", "project", "entity")}
 
 
@@ -176,6 +179,10 @@ class WandbSink(Sink):
 
     def alert(self, alert: Alert) -> None:
         self._put(alert=alert._asdict())
+
+    def move(self, run_dir: Path) -> None:
+        self.order = {**self.order, "run_dir": str(run_dir)}
+        self._put(move={"run_dir": str(run_dir)})
 
     def leave(self, exit_code: int) -> None:
         """Its process ends by itself, with this exit code, once it has uploaded what it has."""
@@ -238,7 +245,9 @@ class WandbSink(Sink):
         self._feed(process)
         done = process.done(self.deadline)
         trouble = done["trouble"] if done else "its process ended early"
-        if offline:
+        if done and done["lost"]:
+            self._warn("W&B's files went with the run directory: the next start hands it all rows")
+        elif offline:
             self._say(f"W&B run {run_id} is on this disk; upload with: {self._sync_command()}")
         elif trouble:
             self._warn(f"W&B may lack rows ({trouble}); upload with: wandb sync --include-online {folder}")
@@ -253,7 +262,9 @@ class WandbSink(Sink):
         if time.monotonic() > self.deadline:
             return process, opened
         self._warn(f"W&B cannot be reached ({opened['failed']}): going on offline")
-        process = self.process = _Process({**self.order, "mode": "offline"}, self.environment, self._warn)
+        process = self.process = _Process(
+            {**self.order, "mode": "offline", "fell_back": True}, self.environment, self._warn
+        )
         return process, process.opened(self._init_deadline(), threading.Event())
 
     def _feed(self, process: _Process) -> None:

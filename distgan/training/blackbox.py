@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distgan.tracking import json_lines
 from distgan.training.phases import measured_keys, phases
 from distgan.training.step import is_limited, layer_paths
 
@@ -61,6 +62,6 @@ def _by_phase(names: Any, values: np.ndarray) -> dict[str, dict[str, Any]]:
 
 def _last_rows(path: Path) -> list[Any]:
     try:
-        return [json.loads(line) for line in path.read_bytes().splitlines()[-_ROWS:] if line.endswith(b"}")]
-    except (OSError, ValueError):
+        return list(json_lines.read(path, json_lines.is_row))[-_ROWS:]
+    except OSError:
         return []

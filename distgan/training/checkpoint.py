@@ -21,13 +21,13 @@ from safetensors.numpy import load, save
 
 from distgan import files
 from distgan.errors import UserError
+from distgan.tracking import whole_files
 from distgan.tracking.console import log
 
 _MANIFEST = "manifest.json"
 _SUFFIX = ".safetensors"
 _REST = "run"
 _TEMPORARY = ".tmp-"
-_ASIDE = ".corrupt"
 _BEST = "best.json"
 
 Damage = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -49,6 +49,11 @@ class Checkpoint:
         return int(self.info["images_seen"])
 
 
+def name(images_seen: int) -> str:
+    """Of a checkpoint's directory."""
+    return f"{images_seen:012d}"
+
+
 def write(folder: Path, checkpoint: Checkpoint, keep: int, best: bool = False) -> Path:
     """Saves a checkpoint, and then removes all but the newest `keep` and the best; returns its directory.
 
@@ -64,7 +69,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int, best: bool = False) -
       OSError: the disk is full or not writable; the checkpoints that were there are untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{checkpoint.images_seen:012d}"
+    target = folder / name(checkpoint.images_seen)
     for left_over in folder.glob(_TEMPORARY + "*"):
         shutil.rmtree(left_over, ignore_errors=True)
     if target.exists() and damage(target):
@@ -151,7 +156,7 @@ def whole(folder: Path) -> list[Path]:
     found = []
     for path in sorted(path.parent for path in folder.glob(f"*/{_MANIFEST}") if path.parent.name.isdigit()):
         try:
-            parts = json.loads(_read(path, _MANIFEST))["files"]
+            parts = read_info(path)["files"]
             if all((path / name).stat().st_size == part["bytes"] for name, part in parts.items()):
                 found.append(path)
         except Damage:
@@ -188,13 +193,22 @@ def newest(folder: Path, repair: bool = False) -> Checkpoint | None:
     return None
 
 
+def read_info(path: Path) -> dict[str, Any]:
+    """What explains the checkpoint in a directory, with its `files`; these are not looked at.
+
+    Raises:
+      Damage: there is no such manifest.
+    """
+    return json.loads(_read(path, _MANIFEST))
+
+
 def read(path: Path) -> Checkpoint:
     """The checkpoint in a directory.
 
     Raises:
       Damage: it is not what its manifest says.
     """
-    info = json.loads(_read(path, _MANIFEST))
+    info = read_info(path)
     arrays: dict[str, np.ndarray] = {}
     for name, file in info.pop("files").items():
         data = _read(path, name)
@@ -229,12 +243,9 @@ def damage(path: Path) -> str:
 
 def set_aside(path: Path) -> Path:
     """Renames a damaged checkpoint, so that it neither counts nor is lost; returns its new place."""
-    for number in range(1000):
-        place = path.with_name(f"{path.name}{_ASIDE}" + (f".{number}" if number else ""))
-        if not place.exists():
-            log.warning("checkpoint %s is set aside as %s", path, place.name)
-            return path.rename(place)
-    raise FileExistsError(f"{path} cannot be set aside: 1000 others of its name are")
+    place = whole_files.set_aside(path)
+    log.warning("checkpoint %s is set aside as %s", path, place.name)
+    return place
 
 
 def _remove(path: Path) -> None:

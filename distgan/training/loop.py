@@ -6,6 +6,7 @@ alone. Calls are kept to about a second, so that a signal is answered soon (`rep
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -26,6 +27,7 @@ from distgan.evaluation.sampling import Sampler, save_grid
 from distgan.runtime import devices
 from distgan.runtime.base import Runtime
 from distgan.runtime.control import waiting_for
+from distgan.tracking import console
 from distgan.tracking.console import log
 from distgan.tracking.tracker import Tracker
 from distgan.training import blackbox, desync, scores
@@ -65,11 +67,24 @@ class Run:
     """Images seen and scores of the best evaluation."""
     scores: dict[str, float] = dataclasses.field(default_factory=dict)
     """Of the last evaluation, for the next row."""
+    moves: int = 0
+    """How often `follow` has met the run directory in another place."""
 
     @property
     def path(self) -> Path:
         """The run directory, where this worker may write no more than its log unless it is the primary."""
-        return Path(self.config.run_dir)
+        return self.directory.path if self.directory else Path(self.config.run_dir)
+
+    def follow(self) -> Path:
+        """The run directory as it is now, to which all that is written beside the checkpoints goes from here on."""
+        if self.directory:
+            with contextlib.suppress(OSError):  # It is gone: the next save says so.
+                self.directory.find()
+            if self.directory.moves != self.moves:
+                self.moves = self.directory.moves
+                self.tracker.move(self.path)
+                console.move_log(self.path / "log.txt")
+        return self.path
 
     @property
     def images_per_step(self) -> int:
@@ -165,7 +180,7 @@ def train(run: Run, stop: Stop) -> None:
         control.at("evaluating", seen // run.images_per_step, patient=True)
         started = time.perf_counter()
         try:
-            result = evaluations(seen, lambda: any(control.gather(asked() is not None)))
+            result = evaluations(seen, lambda: any(control.gather(asked() is not None)), run.follow)
         except GivenUp:
             leave(control.gather(asked()))
         best = False
@@ -310,6 +325,7 @@ def write_samples(run: Run, sampler: Sampler, seen: int) -> None:
     """Writes the grid of fixed latents: those of the run's seed, as `distgan sample` draws them."""
     if run.directory is None:
         return
+    run.follow()
     path = run.directory.sample_path(seen)
     numbers = range(_GRID_IMAGES)
     drawn, labels = sampler(run.config.seed, numbers), sampler.labels(numbers)

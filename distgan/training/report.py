@@ -118,6 +118,7 @@ def report(run: Run, clock: Clock, seen: int) -> None:
         **left_out,
         **{f"memory/{key}": value for key, value in devices.memory().items()},
     }
+    run.follow()
     run.tracker.row(row)
     run.scores = {}
     clock.start_report()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +22,10 @@ from distgan.config import Config
 from distgan.errors import UserError
 from distgan.runtime import credentials
 from distgan.schedules import Schedule
+from distgan.tracking import wandb_file, whole_files
 from distgan.tracking.console import log
+from distgan.training import checkpoint
+from distgan.training.checkpoint import Checkpoint
 
 _LARGEST_BYTES = 2**26  # Of config.json.
 _COMPUTING = ("tensorflow", "tensorflow-cpu", "keras", "numpy")
@@ -48,11 +56,17 @@ class RunDir:
           UserError: it cannot be written, another process writes it, or it holds another run.
         """
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        """Where it is, so far as is known; see `find`."""
+        self.moves = 0
+        """How often `path` has become another directory."""
+        self._finding = threading.Lock()
+        self._content: dict[str, Any] = {}
+        """Of config.json."""
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / ".lock", timeout=patience_seconds)
             self._lock.acquire()
+            self._handle = os.open(path, os.O_RDONLY)
         except Timeout:
             raise UserError(f"--run_dir={path} is in use: another process trains there") from None
         except OSError as error:
@@ -78,13 +92,83 @@ class RunDir:
 
     def wandb_run_id(self) -> str | None:
         """The id of the run at W&B, which wandb_run.json keeps; None where there is none."""
+        return wandb_file.read(self.path).get("id")
+
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints, as it is now.
+
+        Raises:
+          OSError: see `find`.
+        """
+        return self.find() / "checkpoints"
+
+    def find(self) -> Path:
+        """Where the directory is now, from any thread: it may have been moved, deleted, or its disk mounted anew.
+
+        Where it was moved, `path` follows it. Where it is gone it is made anew, so that the run can go on from its next
+        checkpoint.
+
+        Raises:
+          OSError: it is gone, and cannot be made anew.
+        """
+        with self._finding:
+            if not _is_open_as(self._handle, self.path):
+                place = _place(self._handle)
+                if place and _is_open_as(self._handle, place):
+                    log.warning("--run_dir=%s was moved: the run goes on in --run_dir=%s", self.path, place)
+                    self.path = place
+                else:
+                    self._make_anew()
+                self.moves += 1
+            return self.path
+
+    def _make_anew(self) -> None:
+        file = self.path / "config.json"
+        there = self._same_run(file)
+        if file.exists() and not there:
+            raise OSError(errno.ENOENT, "the run directory is gone, and another run is in its place", str(self.path))
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            return str(json.loads((self.path / "wandb_run.json").read_text())["id"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            lock.acquire()
+        except Timeout:
+            raise OSError(
+                errno.EBUSY, "the run directory is gone, and another run is in its place", str(self.path)
+            ) from None
+        self._write_config(self.path)
+        handle = os.open(self.path, os.O_RDONLY)
+        with contextlib.suppress(OSError):
+            self._lock.release()
+        with contextlib.suppress(OSError):
+            os.close(self._handle)
+        self._lock, self._handle = lock, handle
+        if there:
+            log.warning("--run_dir=%s is another mount of the same directory: the run goes on in it", self.path)
+        else:
+            text = "--run_dir=%s is gone: it is made anew, with config.json, all rows and the next checkpoint; samples are lost"
+            log.warning(text, self.path)
+
+    def _same_run(self, file: Path) -> bool:
+        try:
+            return _read(file) == _checked(self._content)
+        except (OSError, *_Damage):
+            return False
+
+    def save_elsewhere(self, taken: Checkpoint) -> Path:
+        """Makes a run directory with this state alone, where temporary files go; returns it.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        place = Path(tempfile.mkdtemp(prefix=f"{self.path.name}-"))
+        self._write_config(place)
+        checkpoint.write(place / "checkpoints", taken, keep=1)
+        return place
 
     def close(self) -> None:
         """Lets another process in."""
+        with contextlib.suppress(OSError):
+            os.close(self._handle)
         self._lock.release()
 
     def _record(self, config: Config, data_fingerprint: str, earlier_fingerprint: Callable[[], str]) -> int:
@@ -106,6 +190,9 @@ class RunDir:
                     "--data.channels and --data.bits make of it; choose another --run_dir"
                 )
             starts = old["starts"]
+            if _is_damaged(path):
+                aside = whole_files.set_aside(path, keep=True)
+                log.warning("%s is damaged: kept as %s, the newest checkpoint has the config too", path, aside.name)
             if starts and (changes := _changes(starts[-1]["versions"], versions())):
                 log.warning("%s since this run's last start: its numbers may differ from here on by rounding", changes)
         now = {
@@ -114,11 +201,28 @@ class RunDir:
             "versions": versions(),
             "git_revision": _git_revision(),
         }
-        content = {"config": flat, "data_fingerprint": data_fingerprint, "starts": [*starts, now]}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        temporary.rename(path)
+        self._content = {"config": flat, "data_fingerprint": data_fingerprint, "starts": [*starts, now]}
+        self._write_config(self.path)
         return len(starts)
+
+    def _write_config(self, folder: Path) -> None:
+        whole_files.write_whole(folder / "config.json", json.dumps(self._content, indent=1).encode() + b"\n")
+
+
+def _is_open_as(handle: int, path: Path) -> bool:
+    """Whether a path leads to the directory of a file descriptor."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except OSError:
+        return False
+
+
+def _place(handle: int) -> Path | None:
+    """Where the directory of a file descriptor is, as Linux says it; None of one that is nowhere."""
+    try:
+        return Path(os.readlink(f"/proc/self/fd/{handle}"))
+    except OSError:
+        return None
 
 
 def differences(old: Mapping[str, Any], config: Config) -> Iterator[str]:
@@ -182,16 +286,62 @@ def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """What config.json says; where it is damaged, what the newest checkpoint keeps of it.
+
+    Raises:
+      UserError: it cannot be read, and there is no checkpoint.
+    """
     try:
-        content = json.loads(files.read_text(path, _LARGEST_BYTES))
-        content = {key: content[key] for key in ("config", "data_fingerprint", "starts")}
-        config, starts = content["config"], content["starts"]
-        if not isinstance(config, dict) or not all(isinstance(start, dict) for start in starts):
-            raise TypeError("it is no run's")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    trust.check(path.parent, config, (entry.name for entry in schema.entries(Config()) if entry.table))
+        content = _read(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except _Damage as error:
+        kept = _of_checkpoint(path.parent)
+        if kept is None:
+            raise UserError(
+                f"{path} cannot be read: {error}; choose another --run_dir, or move this one away"
+            ) from None
+        content = kept
+    trust.check(path.parent, content["config"], (entry.name for entry in schema.entries(Config()) if entry.table))
     return content
+
+
+_Damage = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What config.json says.
+
+    Raises:
+      OSError, _Damage: it cannot be read.
+    """
+    return _checked(json.loads(files.read_bytes(path, _LARGEST_BYTES)))
+
+
+def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
+    starts = [{**start, "versions": dict(start["versions"])} for start in content["starts"]]
+    return {
+        "config": dict(content["config"]),
+        "data_fingerprint": str(content["data_fingerprint"]),
+        "starts": starts,
+    }
+
+
+def _is_damaged(path: Path) -> bool:
+    try:
+        _read(path)
+    except _Damage:
+        return True
+    return False
+
+
+def _of_checkpoint(run_dir: Path) -> dict[str, Any] | None:
+    """The config and the data's fingerprint of the newest checkpoint, without any start; None where there is none."""
+    for path in reversed(checkpoint.whole(run_dir / "checkpoints")):
+        with contextlib.suppress(OSError, *_Damage):
+            info = checkpoint.read_info(path)
+            return _checked({"config": info["config"], "data_fingerprint": info["data_fingerprint"], "starts": []})
+    return None
 
 
 def _git_revision() -> str | None:

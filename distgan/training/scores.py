@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ from distgan.evaluation.evaluator import Interrupted, Result
 from distgan.evaluation.features import Features
 from distgan.evaluation.sampling import Sampler
 from distgan.runtime.base import Runtime
+from distgan.tracking import evaluations, json_lines
 from distgan.tracking.console import log
-
-_FILE = "evaluations.jsonl"
 
 
 def cache_dir(config: Config) -> Path:
@@ -45,14 +45,20 @@ class Evaluations:
 
     def __init__(self, config: Config, images: Images, runtime: Runtime, sampler: Sampler, directory: Path | None):
         """Opens the extractor, which may train or download it."""
-        self.config, self.runtime, self.sampler, self.directory = config, runtime, sampler, directory
+        self.config, self.runtime, self.sampler = config, runtime, sampler
         self.reals = evaluator.of_images(images, runtime, config.data.on_error)
         self.extractor = open_extractor(config, images, runtime)
         self.data_fingerprint = images.fingerprint
-        self.results = [_of_now(result, images) for result in read(directory)] if directory else []
+        self.results = [_of_now(result, images) for result in _earlier(directory)] if directory else []
+        self.lines = json_lines.Appender(directory / evaluations.NAME) if directory else None
 
-    def __call__(self, seen: int, interrupted: Interrupted) -> Mapping[str, Any] | None:
+    def __call__(self, seen: int, interrupted: Interrupted, follow: Callable[[], Path]) -> Mapping[str, Any] | None:
         """Evaluates the averaged generator; returns the result on the primary, which may have it from an earlier start.
+
+        Args:
+          seen: images seen.
+          interrupted: polled between chunks.
+          follow: gives the run directory, which may have moved meanwhile.
 
         Raises:
           GivenUp: interrupted.
@@ -79,14 +85,12 @@ class Evaluations:
             facts,
             interrupted,
         )
-        if result is None or self.directory is None:
+        if result is None or self.lines is None:
             return None
         found = as_json(result, seen)
         self.results.append(found)
-        try:
-            append(self.directory, found)
-        except OSError as error:
-            log.warning("evaluations.jsonl cannot be written (%s): these scores are in the rows alone", error.strerror)
+        self.lines.move(follow() / evaluations.NAME)
+        self.lines.add(evaluations.to_plain(found))
         told = ", ".join(f"{name} {value:.4g}" for name, value in result.scores.items())
         seconds = sum(
             value for name, value in result.costs.items() if name in ("seconds/real", "seconds/fake", "seconds/metrics")
@@ -101,7 +105,8 @@ class Evaluations:
     def is_best(self, seen: int) -> bool:
         """Whether the first metric of the evaluation at `seen` is better than all before it of the same protocol."""
         part = self.config.evaluation.metrics[0].options
-        *before, last = [each for each in self.results if part.name in each["cards"] and each["images_seen"] <= seen]
+        scored = [each for each in self.results if part.name in each["cards"] and part.main in each["scores"]]
+        *before, last = [each for each in scored if each["images_seen"] <= seen]
         alike = [each for each in before if _protocol(each["cards"][part.name]) == _protocol(last["cards"][part.name])]
         *others, value = (sort_key(each["scores"][part.main], part.lower_is_better) for each in (*alike, last))
         return all(value < other for other in others)
@@ -145,33 +150,24 @@ def as_json(result: Result, images_seen: int) -> dict[str, Any]:
 
 
 def append(directory: Path, result: Mapping[str, Any]) -> None:
-    """Adds a line to evaluations.jsonl."""
-    with (directory / _FILE).open("a") as file:
-        file.write(to_json(result) + "\n")
+    """Adds a line to evaluations.jsonl; a full or failing disk is only told of."""
+    lines = json_lines.Appender(directory / evaluations.NAME)
+    lines.add(evaluations.to_plain(result))
+    lines.close()
 
 
 def to_json(result: Mapping[str, Any], indent: int | None = None) -> str:
-    """A result as JSON, which has no infinity: a score that is not finite is null, as in metrics.jsonl."""
-    finite = {name: value if math.isfinite(value) else None for name, value in result["scores"].items()}
-    return json.dumps({**result, "scores": finite}, indent=indent, allow_nan=False)
-
-
-def from_json(text: str) -> dict[str, Any]:
-    """What `to_json` wrote; a score that was not finite is NaN.
-
-    Raises:
-      ValueError, KeyError, TypeError, AttributeError: it is something else.
-    """
-    result = json.loads(text)
-    return {**result, "scores": {name: math.nan if v is None else v for name, v in result["scores"].items()}}
+    """A result as a file of its own; a score that is not finite is null."""
+    return json.dumps(evaluations.to_plain(result), indent=indent, allow_nan=False)
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run; a line that a kill has torn is passed over."""
-    path, found = directory / _FILE, []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            found.append(from_json(line))
-        except ValueError:
-            continue
-    return found
+    """The evaluations of a run, see `evaluations.read`."""
+    return evaluations.read(directory)
+
+
+def _earlier(directory: Path) -> list[dict[str, Any]]:
+    """The evaluations of earlier starts, in a file that can be added to."""
+    with contextlib.suppress(OSError):  # Reading it says so.
+        json_lines.mend(directory / evaluations.NAME, evaluations.is_line)
+    return evaluations.read(directory)

@@ -20,7 +20,7 @@ from distgan.tracking import console
 from distgan.tracking.console import log
 from distgan.tracking.tensorboard import TensorBoard
 from distgan.tracking.tracker import JsonLines, Sink, Tracker
-from distgan.tracking.wandb_sink import open_wandb
+from distgan.tracking.wandb_sink import lacks_rows, open_wandb
 from distgan.training import checkpoint, loop
 from distgan.training.checkpoint import Checkpoint
 from distgan.training.run_dir import RunDir, versions
@@ -88,6 +88,8 @@ class Worker:
             lacking = opened and loop.lacks(self.config, run.state, self.path, opened.rows.last_images_seen)
             if seen >= self.total and not control.gather(lacking)[0]:
                 log.info("nothing left to do: raise --train.total_kimg, or choose another --run_dir")
+                if opened:
+                    self._hand_on_rows(opened)
                 return
         run.facts = self._facts(place)
         if place.is_primary or control.elastic:
@@ -98,8 +100,9 @@ class Worker:
             control.before_leaving = self._leave
         loop.train(run, self.stop)
         control.release()
+        path = run.path
         self.let_go(0)
-        log.info("done: %g kimg, samples in %s", self.total / 1000, self.path / "samples")
+        log.info("done: %g kimg, samples in %s", self.total / 1000, path / "samples")
 
     def _open_directory(self, group: Group) -> _Opened:
         """Takes the run directory from whoever may still have it."""
@@ -112,25 +115,43 @@ class Worker:
         run.directory = directory = RunDir(
             self.path, self.config, images.fingerprint, patience, lambda: earlier_fingerprint(images)
         )
-        on_disk = checkpoint.newest(directory.checkpoints, repair=True)
+        on_disk = checkpoint.newest(directory.checkpoints(), repair=True)
         run.best = on_disk.info.get("best") if on_disk else None
-        rows = JsonLines(self.path / "metrics.jsonl")
+        try:
+            rows = JsonLines(self.path / "metrics.jsonl")
+        except OSError as error:
+            raise UserError(f"--run_dir={self.path}: metrics.jsonl cannot be written: {error.strerror}") from None
         run.tracker = Tracker([rows])
         return _Opened(directory, on_disk, rows)
 
     def _open_records(self, opened: _Opened, snapshots: Snapshots, first: bool) -> None:
         """Opens the sinks and the saver, once the state is known; `first` is the process' first group."""
         run, (directory, on_disk, rows) = self.run, opened
-        tracked = {**directory.facts(), "num_images": self.images.num_images, **run.runtime.topology.facts()}
-        wandb_run = open_wandb(self.config.tracking, tracked, self.path, directory.starts)
+        wandb_run = open_wandb(self.config.tracking, self._tracked(directory), self.path, directory.starts)
         events = TensorBoard(self.path / "tensorboard") if self.config.tracking.tensorboard else None
         sinks: list[Sink | None] = [rows, console.ProgressLine(self.total), wandb_run, events]
         run.tracker = tracker = Tracker([sink for sink in sinks if sink], rows.last_images_seen)
         if on_disk and first:
             run.scores = dict(on_disk.info.get("scores", {}))
         newest = on_disk.images_seen if on_disk else -1
-        run.saver = Saver(directory.checkpoints, self.config.checkpoint, snapshots, newest)
+        run.saver = Saver(
+            directory.checkpoints, self.config.checkpoint, snapshots, newest, elsewhere=directory.save_elsewhere
+        )
         run.saver.tell_of = lambda folder, taken, best: tracker.checkpoint(folder, taken.images_seen, best, taken.info)
+
+    def _hand_on_rows(self, opened: _Opened) -> None:
+        """Gives W&B the rows of a complete run that it lacks."""
+        tracking, rows = self.config.tracking, opened.rows
+        if not lacks_rows(tracking, self.path, rows.last_images_seen):
+            return
+        log.info("W&B lacks rows of this run: it gets them now")
+        if sink := open_wandb(tracking, self._tracked(opened.directory), self.path, opened.directory.starts):
+            sink.close(0)
+
+    def _tracked(self, directory: RunDir) -> dict[str, Any]:
+        """The config of the run at W&B."""
+        facts = self.run.runtime.topology.facts()
+        return {**directory.facts(), "num_images": self.images.num_images, **facts}
 
     def _leave(self, exit_code: int) -> None:
         """Saves what is in memory, from any thread, where the process ends without its main thread."""
@@ -147,10 +168,14 @@ class Worker:
         if run.saver and exit_code != Diverged.code:
             with waiting_for("the last checkpoint to be on the disk"):
                 run.saver.flush()
-        with waiting_for("W&B and the run's other records to be closed"):
-            run.tracker.close(exit_code)
-        run.directory.close()
-        run.directory, run.saver, run.tracker = None, None, Tracker([])
+        try:
+            with waiting_for("W&B and the run's other records to be closed"):
+                run.tracker.close(exit_code)
+            if run.saver and exit_code in (0, Stopped.code):
+                run.saver.make_sure()  # That may have taken minutes.
+        finally:
+            run.directory.close()
+            run.directory, run.saver, run.tracker = None, None, Tracker([])
 
     def _facts(self, place: topology.Topology) -> dict[str, Any]:
         """What explains a checkpoint besides its images seen."""
