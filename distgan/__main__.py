@@ -4,9 +4,12 @@ import atexit
 import contextlib
 import os
 import sys
+import threading
 import traceback
 
 from distgan import signals
+
+_LAST_SECONDS = 5  # For what libraries do at the end.
 
 
 def run() -> None:
@@ -24,7 +27,11 @@ def run() -> None:
         traceback.print_exc()
         code = 1
     signals.ignore()  # What it ends with stays.
+    limit = threading.Timer(_LAST_SECONDS, os._exit, (code,))  # Horovod's would wait for a rank that stands still.
+    limit.daemon = True
+    limit.start()
     atexit._run_exitfuncs()
+    limit.cancel()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BrokenPipeError):  # Its reader left.
             stream.flush()

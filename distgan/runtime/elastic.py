@@ -17,27 +17,23 @@ from __future__ import annotations
 
 import dataclasses
 import http.client
-import json
 import logging
-import math
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
 
 from horovod.common.elastic import notification_manager
 
-from distgan.errors import Ended, Regroup, UserError
-from distgan.runtime.control import Deadline, Group, Heartbeat, Line, listen
-from distgan.runtime.horovod import hvd, own_addresses
+from distgan.errors import Ended, Regroup
+from distgan.runtime.control import Deadline, Group, Heartbeat, Line
+from distgan.runtime.horovod import ask, hvd, meet
 from distgan.runtime.hub import Limits
 from distgan.runtime.topology import Workers
 
 log = logging.getLogger("distgan")
 
 _REACH_SECONDS = 20.0  # For a primary that has said where it listens.
-_PRIMARY_SECONDS = 120.0  # For a primary to say so.
 
 
 def run(
@@ -56,9 +52,6 @@ def run(
       Ended: of all workers, by one's error; or of this one, as the launcher has removed its host.
       UserError: the port is in use.
     """
-    os.environ.setdefault("HOROVOD_LOG_LEVEL", "fatal")  # What it says of a lost worker is said in a line of ours.
-    # The line's verdict on a silent worker comes first.
-    os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(math.ceil(1.5 * limits.hang_seconds) + 10))
     told = _Told()
     reason, noticed = "", time.monotonic()
     while True:
@@ -114,29 +107,16 @@ def _line(workers: Workers, limits: Limits, port: int, told: threading.Event) ->
       Regroup: rank 0 did not say so in time.
       UserError: the port is in use.
     """
-    server = None
-    if workers.rank == 0:
-        try:
-            server = listen(port)
-        except UserError as error:
-            _launcher("distgan/line", json.dumps(["", [], str(error)]).encode())
-            raise
-        own = [(host, server.getsockname()[1]) for host in own_addresses()]
-        found = json.dumps([secrets.token_hex(8), own, ""]).encode()
-        _launcher("distgan/line", found)
-    else:
-        end = time.monotonic() + min(limits.join_seconds, _PRIMARY_SECONDS)
-        while (found := _launcher("distgan/line") or b"") == b"":
-            if time.monotonic() > end:
-                raise Regroup("rank 0 did not come")
-            time.sleep(0.1)
+    try:
+        server, place = meet(workers, limits, port)
+    except TimeoutError as error:
+        raise Regroup(str(error)) from None
+    if workers.rank:
         limits = dataclasses.replace(limits, join_seconds=min(limits.join_seconds, _REACH_SECONDS))
-    job, addresses, problem = json.loads(found)
-    if problem:
-        raise UserError(problem)
-    addresses = [(host, number) for host, number in addresses]
     host = os.environ["HOROVOD_HOSTNAME"]
-    line = _ElasticLine(job, workers.rank, workers.world_size, limits, addresses, server, elastic=True, host=host)
+    line = _ElasticLine(
+        place.job, workers.rank, workers.world_size, limits, place.addresses, server, elastic=True, host=host
+    )
     line.told = told
     return line
 
@@ -153,7 +133,7 @@ def _ask(workers: Workers, seconds: float) -> Workers:
     """
     own = f"{os.environ['HOROVOD_HOSTNAME']}:{os.environ['HOROVOD_LOCAL_RANK']}"
     try:
-        answer = _launcher(f"rank_and_size/{own}", seconds=seconds)
+        answer = ask(workers, f"rank_and_size/{own}", seconds=seconds)
     except (OSError, http.client.HTTPException) as error:
         raise Ended(1, f"the launcher gave no place in a new group: {error or type(error).__name__}") from None
     place = (answer or b"-1").decode().split(",")
@@ -162,19 +142,3 @@ def _ask(workers: Workers, seconds: float) -> Workers:
         raise Ended(0, "removed", spoken=False)
     os.environ.update(zip(_PLACE, place, strict=True))
     return dataclasses.replace(workers, rank=int(place[0]), world_size=int(place[1]))
-
-
-def _launcher(path: str, value: bytes | None = None, seconds: float = 30.0) -> bytes | None:
-    """An entry of the launcher's table, once it is set to a value if there is one; None where there is no such entry.
-
-    Raises:
-      OSError, http.client.HTTPException: it does not answer.
-    """
-    address, port = os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"], int(os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"])
-    connection = http.client.HTTPConnection(address, port, timeout=seconds)
-    try:
-        connection.request("GET" if value is None else "PUT", f"/{path}", value)
-        answer = connection.getresponse()
-        return answer.read() if answer.status == http.HTTPStatus.OK else None
-    finally:
-        connection.close()

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import http.client
+import json
 import secrets
 import socket
+import time
 from collections.abc import Sequence
 from importlib import metadata
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import tensorflow as tf
 
-from distgan.errors import UserError
+from distgan.errors import Ended, UserError
 from distgan.runtime import control
 from distgan.runtime.base import Runtime
-from distgan.runtime.control import Control, Deadline, Group, Line
+from distgan.runtime.control import Control, Deadline, Group, Line, waiting_for
 from distgan.runtime.hub import Limits
 from distgan.runtime.topology import Topology, Workers
 
@@ -33,12 +37,82 @@ except ImportError as error:
 
 
 def connect(workers: Workers, limits: Limits, port: int) -> Control:
-    """Starts Horovod, and the line between its workers.
+    """Starts the line between workers, and Horovod once all are on it: a worker that is late is then waited for by name.
 
     Raises:
       UserError: the port of the line is in use.
       Ended: a worker did not come.
     """
+    if not workers.table:
+        return _connect_by_mpi(workers, limits, port)
+    try:
+        server, found = meet(workers, limits, port)
+    except TimeoutError as error:
+        raise Ended(1, str(error)) from None
+    line = Line(found.job, workers.rank, workers.world_size, limits, found.addresses, server).join()
+    with line.together(), Deadline(limits.join_seconds, f"Horovod to start with {workers.world_size} workers"):
+        hvd.init()
+    return line
+
+
+class Place(NamedTuple):
+    """Where rank 0 listens for the others."""
+
+    job: str
+    addresses: Sequence[tuple[str, int]]
+    problem: str = ""
+    """Why it does not."""
+
+
+def meet(workers: Workers, limits: Limits, port: int) -> tuple[socket.socket | None, Place]:
+    """Rank 0's socket for the line, and where that is: it says so in horovodrun's table, and the others look there.
+
+    Raises:
+      UserError: the port is in use.
+      TimeoutError: rank 0 has not said it in time.
+    """
+    server, place, end = None, None, time.monotonic() + limits.join_seconds
+    if workers.rank == 0:
+        try:
+            server = control.listen(port)
+            place = Place(secrets.token_hex(8), [(host, server.getsockname()[1]) for host in own_addresses()])
+        except UserError as error:
+            place = Place("", [], str(error))
+        ask(workers, _LINE, json.dumps(place).encode())
+    while not place:
+        if content := ask(workers, _LINE):
+            place = Place(*json.loads(content))
+        elif time.monotonic() > end:
+            waited = f"rank {workers.rank} waited {limits.join_seconds:g} s for rank 0"
+            raise TimeoutError(f"{waited} (--runtime.join_timeout_seconds)")
+        else:
+            time.sleep(0.1)
+    if place.problem:
+        raise UserError(place.problem)
+    return server, place
+
+
+_LINE = "distgan/line"
+
+
+def ask(workers: Workers, path: str, value: bytes | None = None, seconds: float = 30.0) -> bytes | None:
+    """An entry of horovodrun's table, once it is set to a value if there is one; None where there is no such entry.
+
+    Raises:
+      OSError, http.client.HTTPException: horovodrun does not answer.
+    """
+    address, port = workers.table or ("", 0)
+    connection = http.client.HTTPConnection(address, port, timeout=seconds)
+    try:
+        connection.request("GET" if value is None else "PUT", f"/{path}", value)
+        answer = connection.getresponse()
+        return answer.read() if answer.status == http.HTTPStatus.OK else None
+    finally:
+        connection.close()
+
+
+def _connect_by_mpi(workers: Workers, limits: Limits, port: int) -> Control:
+    """The same where Horovod has to start first, as there is no table."""
     with Deadline(
         limits.join_seconds, f"Horovod to start with {workers.world_size} workers (--runtime.join_timeout_seconds)"
     ):
@@ -69,6 +143,8 @@ def own_addresses() -> list[str]:
 
 class HorovodRuntime(Runtime):
     """One replica a worker."""
+
+    control: Any  # A line.
 
     def __init__(self, topology: Topology, line: Control, compression: str = "none", groups: int = 1):
         """Args: see --runtime.compression and --runtime.reduction_groups."""
@@ -115,7 +191,9 @@ class HorovodRuntime(Runtime):
 
     def close(self) -> None:
         super().close()
-        hvd.shutdown()
+        limit = self.control.limits.hang_seconds
+        with Deadline(limit, "Horovod to shut down"), waiting_for("Horovod to shut down"):
+            hvd.shutdown()
 
 
 def _parts(tensors: Sequence[tf.Tensor], count: int) -> list[list[tf.Tensor]]:
