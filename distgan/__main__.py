@@ -4,10 +4,13 @@ import atexit
 import contextlib
 import os
 import sys
+import threading
 import traceback
 
 from distgan import signals
 from distgan.tracking import streams
+
+_LAST_SECONDS = 5  # For what libraries do at the end.
 
 
 def run() -> None:
@@ -27,7 +30,11 @@ def run() -> None:
         traceback.print_exc()
         code = 1
     signals.ignore()  # What it ends with stays.
+    limit = threading.Timer(_LAST_SECONDS, os._exit, (code,))  # Horovod's would wait for a rank that stands still.
+    limit.daemon = True
+    limit.start()
     atexit._run_exitfuncs()
+    limit.cancel()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(streams.OutputLost):  # Nobody can read it.
             stream.flush()

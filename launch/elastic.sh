@@ -57,6 +57,7 @@ if [ -z "$script" ]; then
 fi
 options+=(-np "${count:-$least}" --min-np "$least" ${most:+--max-np "$most"} ${nics:+--network-interfaces "$nics"})
 options+=(--blacklist-cooldown-range $cooldown --host-discovery-script "$script")
+allow_time "$@"
 command=(horovodrun --gloo "${options[@]}" "$program" "$@")
 echo "elastic.sh: ${command[*]}" >&2
 
@@ -85,11 +86,15 @@ reader=$!
 export DISTGAN_JOB="$folder"
 stop() { stop_trainers "$program" "$job" "$1"; }
 note_signals
-setsid "${command[@]}" </dev/null 2>"$folder/errors" > >(show sed -u -n -E 's/^\[[0-9]+\]<stdout>://p') &
+setsid "${command[@]}" </dev/null 2>"$folder/errors" > >(shielded sed -u -n -E 's/^\[[0-9]+\]<stdout>://p') &
 job=$!
 
 # Once a rank has told how all end, they have half a minute: horovodrun waits for ever for one that is stopped.
-(while [ ! -e "$folder/told" ]; do sleep 1; done; sleep 30; kill -TERM $job) >/dev/null 2>&1 &
+(
+  until [ -e "$folder/told" ]; do kill -0 $job && sleep 1 || exit; done
+  for ((second = 0; second < 30; second++)); do kill -0 $job && sleep 1 || exit; done
+  kill -TERM $job
+) >/dev/null 2>&1 &
 watch=$!
 
 wait_for $reader

@@ -35,21 +35,21 @@ note_signals() {
   for name in $stop_signals; do trap "waiting+=($name:\$SECONDS)" $name; done
 }
 
-# Runs a command that shows what trainers say: no signal to the launcher's process group ends it before them.
-show() {
+# Becomes a command that no signal to the launcher's process group ends, as what shows the trainers' last words.
+shielded() {
   trap '' $stop_signals
   exec "$@"
 }
 
-# Ends with the trainers' exit code: 75 where a passed signal met a trainer that had hardly begun, and ended it. 130 stays, as
-# it is the second Ctrl-C's.
+# Ends with the trainers' exit code: 75 where a passed signal met a trainer that had hardly begun, or a process of horovodrun's,
+# and ended it. 130 stays, as it is the second Ctrl-C's.
 #   finish STATUS
 finish() {
-  local name
+  local name code=$(($1 < 0 ? 128 - $1 : $1)) # horovodrun says -15 for SIGTERM.
   for name in ${passed[@]+TERM "${passed[@]}"}; do
-    [ "$1" = 130 ] || [ "$1" != $((128 + $(kill -l "$name"))) ] || exit 75
+    [ $code = 130 ] || [ $code != $((128 + $(kill -l "$name"))) ] || exit 75
   done
-  exit "$1"
+  exit $code
 }
 
 # Waits for the process JOB, and sets `status` to its exit code. It looks now and then, as a signal may come just before a `wait`.
@@ -68,10 +68,20 @@ wait_for() {
       passed+=("$name")
       stop "$name"
     done
-    sleep 0.3 || true
+    (shielded sleep 0.3) # Else bash would tell of its end.
   done
   status=0
   wait "$1" || status=$?
+}
+
+# Has horovodrun wait for hosts as long as the run waits for workers; left alone, it gives them 30 s, and elastic ones 600.
+#   allow_time WORDS OF DISTGAN
+allow_time() {
+  local word seconds=600
+  for word in "$@"; do
+    [[ ! "$word" =~ ^--runtime\.join_timeout_seconds=([0-9]+)(\.[0-9]*)?$ ]] || seconds="${BASH_REMATCH[1]}"
+  done
+  export HOROVOD_START_TIMEOUT="${HOROVOD_START_TIMEOUT:-$seconds}" HOROVOD_ELASTIC_TIMEOUT="${HOROVOD_ELASTIC_TIMEOUT:-$seconds}"
 }
 
 # horovodrun kills its ranks 4.5 s after it is told to stop. One rank that is told itself is enough: all save, and leave.

@@ -1,18 +1,18 @@
 """Real signals to real processes: any of them, in any order, to any process of a run; and launchers that are killed."""
 
+import contextlib
 import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, SMALL, environment, finish, rows, start
+from conftest import SMALL, environment, finish, start
+from launched import LAUNCHERS, Launched
 
 from distgan import signals
-from distgan.training import checkpoint
 
 # A worker that has something to save, and answers between two steps of half a second.
 WORKER = """
@@ -116,106 +116,32 @@ def test_signals_before_the_first_step(tmp_path):
         assert "Traceback" not in err
 
 
-class Launched:
-    """A launcher at work in a terminal's process group of its own."""
-
-    def __init__(self, run_dir, *words):
-        self.run_dir = run_dir
-        self.mark = f"DISTGAN_TEST={run_dir}"
-        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-        env = environment() | {"PATH": path, "DISTGAN_TEST": str(run_dir)}
-        self.told = run_dir.with_suffix(".txt")
-        words = [
-            *words,
-            "train",
-            f"--run_dir={run_dir}",
-            *SMALL,
-            "--train.total_kimg=10000",
-            "--train.report_kimg=0.08",
-        ]
-        with self.told.open("w") as told:
-            self.process = subprocess.Popen(
-                ["bash", str(REPOSITORY / "launch" / words[0]), *words[1:]],
-                env=env,
-                stdout=told,
-                stderr=told,
-                start_new_session=True,
-            )
-
-    def __enter__(self):
-        end = time.monotonic() + 200
-        while not (self.run_dir / "metrics.jsonl").exists() or len(rows(self.run_dir)) < 3:
-            assert self.process.poll() is None, self.told.read_text()
-            assert time.monotonic() < end, self.told.read_text()
-            time.sleep(0.05)
-        return self
-
-    def __exit__(self, *_):
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-
-    def processes(self, word=""):
-        """Those of the job whose command line has a word."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                variables = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
-                words = (folder / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if self.mark in variables and word in words:
-                found.append(int(folder.name))
-        return found
-
-    def ends(self, code):
-        """The launcher with an exit code, and all that it has started; the run is saved, and nobody complains."""
-        assert self.process.wait(60) == code, self.told.read_text()
-        end = time.monotonic() + 30
-        while left := self.processes():
-            assert time.monotonic() < end, f"{left} are left\n{self.told.read_text()}"
-            time.sleep(0.1)
-        said = self.told.read_text()
-        assert "saved; start it again to go on" in (self.run_dir / "log.txt").read_text()
-        assert (
-            rows(self.run_dir)[-1]["progress/images_seen"]
-            <= checkpoint.newest(self.run_dir / "checkpoints").images_seen
-        )
-        for noise in ("Traceback", "Error", "grpc", "terminate called", "Killed"):
-            assert noise not in said, said
-        return said
-
-
 def interrupt(job):
     """As a terminal sends it, to all of the process group; and again, as a launcher and an impatient user do."""
     for sent in (INT, INT, TERM, INT):
         os.killpg(job.process.pid, sent)
         time.sleep(0.05)
-    assert "distgan: stopped by SIG" in job.ends(75)
+    assert "distgan: stopped by SIG" in job.ends_saved(75)
 
 
 def hang_up(job):
     os.killpg(job.process.pid, HUP)
-    assert "distgan: stopped by SIGHUP" in job.ends(75)
+    assert "distgan: stopped by SIGHUP" in job.ends_saved(75)
 
 
 def kill_launcher(job):
     os.kill(job.process.pid, signal.SIGKILL)
-    assert "distgan: stopped by the end of its launcher" in job.ends(-signal.SIGKILL)
+    assert "distgan: stopped by the end of its launcher" in job.ends_saved(-signal.SIGKILL)
 
 
 def terminate_all(job):
     """All processes, in the order of their numbers: launcher, horovodrun, ranks."""
-    for pid in sorted(job.processes()):
-        os.kill(pid, TERM)
-    job.ends(75)
+    for pid in job.processes():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, TERM)
+    job.ends_saved(75)
 
 
-LAUNCHERS = {
-    "multiworker": ("multiworker.sh", "2"),
-    "horovod": ("horovod.sh", "-np", "2", "--"),
-    "elastic": ("elastic.sh", "-np", "2", "--"),
-}
 USUAL = {("multiworker", interrupt), ("horovod", kill_launcher)}
 
 
@@ -227,5 +153,6 @@ USUAL = {("multiworker", interrupt), ("horovod", kill_launcher)}
     ],
 )
 def test_launchers(tmp_path, launcher, action):
-    with Launched(tmp_path / "run", *LAUNCHERS[launcher]) as job:
+    with Launched(launcher, tmp_path / "run") as job:
+        job.until_rows(3)
         action(job)

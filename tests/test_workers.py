@@ -200,7 +200,7 @@ def test_slurm_script(tmp_path):
     stubs = {
         "scontrol": 'printf "node1\\nnode2\\n"',
         "srun": 'echo "srun $*"; exit 75',
-        "horovodrun": 'echo "horovodrun $*"',
+        "horovodrun": 'echo "horovodrun $*; $HOROVOD_START_TIMEOUT s to start"',
     }
     for name, text in stubs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -219,6 +219,7 @@ def test_slurm_script(tmp_path):
     assert "--runtime.workers=2 --runtime.peers=node1:12800,node2:12800" in out
     out, _ = run("horovod", 0)
     assert "horovodrun --gloo -np 8 -H node1:4,node2:4" in out
+    assert "; 600 s to start" in out
     assert "slurm.sbatch: DISTGAN_STRATEGY=ring" in run("ring", 2)[1]
     # A warning to the batch shell alone, as by --signal=B:USR1@120, reaches the workers as SIGTERM.
     (tmp_path / "srun").write_text("#!/bin/sh\ntrap 'exit 75' TERM\ntouch $0.begun\nwhile :; do sleep 0.1; done\n")

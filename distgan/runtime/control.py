@@ -49,7 +49,7 @@ log = logging.getLogger("distgan")
 
 _GRACE_SECONDS = 5.0  # From the end of all to this process' own, where its main thread is stuck in a collective.
 _FORCED_SECONDS = 1.0  # The same, where a signal's time is up.
-_PRIMARY_SECONDS = 30.0  # How long the others stay for the primary to end.
+_PRIMARY_SECONDS = 30.0  # How long the others stay for the primary to end, or --runtime.hang_timeout_seconds.
 _SILENT_SECONDS = 2.0  # From the end of the work to a word on what is waited for.
 _STRAGGLERS_SECONDS = 30.0  # How long a primary that fails early stays to tell those who have yet to come.
 
@@ -241,7 +241,7 @@ class Line(Control):
         _speak(verdict)
         if self.rank and time.monotonic() - self._heard < 3 * BEAT_SECONDS:
             # Launchers kill the rest once one has left, and the primary may have something to upload.
-            self._closed.wait(_PRIMARY_SECONDS)
+            self._closed.wait(max(_PRIMARY_SECONDS, self.limits.hang_seconds))
         if self._hub and not self._begun.done():
             self._hub.complete.wait(min(self.limits.join_seconds, _STRAGGLERS_SECONDS))
         return verdict

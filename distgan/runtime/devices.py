@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.abc
 import importlib.util
+import math
 import os
 import re
 import socket
@@ -19,7 +20,7 @@ from distgan.config import Config
 from distgan.errors import UserError
 from distgan.runtime import credentials, gpus, topology
 from distgan.runtime.control import Control, Deadline, Group, Heartbeat, Line, listen, narrowest
-from distgan.runtime.hub import Limits
+from distgan.runtime.hub import PATIENCE, Limits
 
 if TYPE_CHECKING:
     from distgan.runtime.base import Runtime
@@ -55,6 +56,7 @@ def _connect(config: Config, workers: topology.Workers | None, limits: Limits) -
     port = config.runtime.control_port
     if workers.strategy == "horovod":
         _set_devices(config, workers)
+        _limit_horovod(limits)
         from distgan.runtime import horovod
 
         return horovod.connect(workers, limits, port, _secret(config))
@@ -99,6 +101,8 @@ def in_groups(config: Config, workers: topology.Workers | None, work: Callable[[
     """
     if workers and workers.elastic and config.strategy in ("auto", workers.strategy):
         _set_devices(config, workers)
+        _limit_horovod(_limits(config))
+        os.environ.setdefault("HOROVOD_LOG_LEVEL", "fatal")  # What it says of a lost worker is said in a line of ours.
         from distgan.runtime import elastic
 
         elastic.run(work, workers, _limits(config), config.runtime.control_port, _secret(config), _heartbeat(config))
@@ -106,6 +110,12 @@ def in_groups(config: Config, workers: topology.Workers | None, work: Callable[[
     control = connect(config, workers)
     with control.together():
         work(Group(workers, control))
+
+
+def _limit_horovod(limits: Limits) -> None:
+    """Makes Horovod's wait for a worker, of 30 s, longer than all of ours, so that it is the line that says who is missing."""
+    seconds = math.ceil(limits.join_seconds + PATIENCE * limits.hang_seconds)
+    os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(seconds))
 
 
 def _limits(config: Config) -> Limits:

@@ -17,28 +17,25 @@ from __future__ import annotations
 
 import dataclasses
 import http.client
-import json
 import logging
 import math
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
 
 from horovod.common.elastic import notification_manager
 
-from distgan.errors import Ended, Regroup, UserError
+from distgan.errors import Ended, Regroup
 from distgan.runtime.control import Deadline, Group, Heartbeat, Line
-from distgan.runtime.horovod import hvd, listen, own_addresses
-from distgan.runtime.hub import Limits, text_of
+from distgan.runtime.horovod import NotMet, ask, hvd, meet
+from distgan.runtime.hub import Limits
 from distgan.runtime.topology import Workers
 
 log = logging.getLogger("distgan")
 
 _ATTEMPTS = 3  # So many times the limit for workers to be there may pass before a group trains again.
 _REACH_SECONDS = 20.0  # For a primary that has said where it listens.
-_PRIMARY_SECONDS = 120.0  # For a primary to say so.
 
 
 def run(
@@ -63,9 +60,6 @@ def run(
       Ended: of all workers, by one's error; or of this one, as the launcher has removed its host.
       UserError: the port is in use.
     """
-    os.environ.setdefault("HOROVOD_LOG_LEVEL", "fatal")  # What it says of a lost worker is said in a line of ours.
-    # The line's verdict on a silent worker comes first.
-    os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(math.ceil(1.5 * limits.hang_seconds) + 10))
     told = _Told()
     reason, noticed = "", time.monotonic()
     alone_since = noticed  # Whoever reaches the launcher can keep a group from meeting: that has a limit.
@@ -127,42 +121,16 @@ def _line(workers: Workers, limits: Limits, port: int, secret: str, told: thread
       Regroup: rank 0 did not say so in time.
       UserError: the port is in use.
     """
-    server = None
-    if workers.rank == 0:
-        try:
-            server, own = listen(port, own_addresses())
-        except UserError as error:
-            _launcher("distgan/line", json.dumps(["", [], str(error)]).encode())
-            raise
-        found = json.dumps([secrets.token_hex(8), own, ""]).encode()
-        _launcher("distgan/line", found)
-    else:
-        end = time.monotonic() + min(limits.join_seconds, _PRIMARY_SECONDS)
-        while (found := _launcher("distgan/line") or b"") == b"":
-            if time.monotonic() > end:
-                raise Regroup("rank 0 did not come")
-            time.sleep(0.1)
+    try:
+        server, place = meet(workers, limits, port)
+    except NotMet as error:
+        raise Regroup(str(error)) from None
+    if workers.rank:
         limits = dataclasses.replace(limits, join_seconds=min(limits.join_seconds, _REACH_SECONDS))
-    job, addresses, problem = _entry(found)
-    if problem:
-        raise UserError(problem)
-    host, place = os.environ["HOROVOD_HOSTNAME"], (workers.rank, workers.world_size)
-    line = _ElasticLine(job, secret + job, *place, limits, addresses, server, elastic=True, host=host)
+    host, own = os.environ["HOROVOD_HOSTNAME"], (workers.rank, workers.world_size)
+    line = _ElasticLine(place.job, secret + place.job, *own, limits, place.addresses, server, elastic=True, host=host)
     line.told = told
     return line
-
-
-def _entry(found: bytes) -> tuple[str, list[tuple[str, int]], str]:
-    """What rank 0 wrote to the launcher's table, which anybody who reaches it may write to: job, addresses, or its problem.
-
-    Raises:
-      Regroup: it is none.
-    """
-    try:
-        job, addresses, problem = json.loads(found)
-        return str(job), [(str(host), int(number)) for host, number in addresses], text_of(problem)
-    except (ValueError, TypeError, RecursionError):
-        raise Regroup("the launcher's table does not say where rank 0 is") from None
 
 
 # What the launcher answers, in its order, and Horovod reads when it starts.
@@ -177,7 +145,7 @@ def _ask(workers: Workers, seconds: float) -> Workers:
     """
     own = f"{os.environ['HOROVOD_HOSTNAME']}:{os.environ['HOROVOD_LOCAL_RANK']}"
     try:
-        answer = _launcher(f"rank_and_size/{own}", seconds=seconds)
+        answer = ask(workers, f"rank_and_size/{own}", seconds=seconds)
     except (OSError, http.client.HTTPException) as error:
         raise Ended(1, f"the launcher gave no place in a new group: {error or type(error).__name__}") from None
     place = (answer or b"-1").decode().split(",")
@@ -186,19 +154,3 @@ def _ask(workers: Workers, seconds: float) -> Workers:
         raise Ended(0, "removed", spoken=False)
     os.environ.update(zip(_PLACE, place, strict=True))
     return dataclasses.replace(workers, rank=int(place[0]), world_size=int(place[1]))
-
-
-def _launcher(path: str, value: bytes | None = None, seconds: float = 30.0) -> bytes | None:
-    """An entry of the launcher's table, once it is set to a value if there is one; None where there is no such entry.
-
-    Raises:
-      OSError, http.client.HTTPException: it does not answer.
-    """
-    address, port = os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"], int(os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"])
-    connection = http.client.HTTPConnection(address, port, timeout=seconds)
-    try:
-        connection.request("GET" if value is None else "PUT", f"/{path}", value)
-        answer = connection.getresponse()
-        return answer.read(2**20) if answer.status == http.HTTPStatus.OK else None
-    finally:
-        connection.close()

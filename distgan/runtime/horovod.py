@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import http.client
+import json
 import secrets
 import socket
+import time
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import tensorflow as tf
 
-from distgan.errors import UserError
+from distgan.errors import Ended, UserError
 from distgan.runtime import control, topology
 from distgan.runtime.base import Runtime
-from distgan.runtime.control import Control, Deadline, Group, Line
-from distgan.runtime.hub import Limits
+from distgan.runtime.control import Control, Deadline, Group, Line, waiting_for
+from distgan.runtime.hub import Limits, text_of
 from distgan.runtime.topology import Topology, Workers
 
 try:
@@ -34,12 +37,97 @@ except ImportError as error:
 
 
 def connect(workers: Workers, limits: Limits, port: int, secret: str = "") -> Control:
-    """Starts Horovod, and the line between its workers; `secret` is the launcher's, if it has made one.
+    """Starts the line between workers, and Horovod once all are on it: a worker that is late is then waited for by name.
+
+    `secret` is the launcher's, if it has made one.
 
     Raises:
       UserError: the port of the line is in use.
       Ended: a worker did not come.
     """
+    if not workers.table:
+        return _connect_by_mpi(workers, limits, port, secret)
+    try:
+        server, found = meet(workers, limits, port)
+    except NotMet as error:
+        raise Ended(1, str(error)) from None
+    line = Line(found.job, secret + found.job, workers.rank, workers.world_size, limits, found.addresses, server).join()
+    with line.together(), Deadline(limits.join_seconds, f"Horovod to start with {workers.world_size} workers"):
+        hvd.init()
+    return line
+
+
+class NotMet(Exception):
+    """Rank 0 has not said where it listens, or not so that it can be understood."""
+
+
+class Place(NamedTuple):
+    """Where rank 0 listens for the others."""
+
+    job: str
+    addresses: Sequence[tuple[str, int]]
+    problem: str = ""
+    """Why it does not."""
+
+
+def meet(workers: Workers, limits: Limits, port: int) -> tuple[socket.socket | None, Place]:
+    """Rank 0's socket for the line, and where that is: it says so in horovodrun's table, and the others look there.
+
+    Raises:
+      UserError: the port is in use.
+      NotMet: see there.
+    """
+    server, place, end = None, None, time.monotonic() + limits.join_seconds
+    if workers.rank == 0:
+        try:
+            server, addresses = listen(port, _hosts(workers))
+            place = Place(secrets.token_hex(8), addresses)
+        except UserError as error:
+            place = Place("", [], str(error))
+        ask(workers, _LINE, json.dumps(place).encode())
+    while not place:
+        if content := ask(workers, _LINE):
+            place = _read_place(content)
+        elif time.monotonic() > end:
+            waited = f"rank {workers.rank} waited {limits.join_seconds:g} s for rank 0"
+            raise NotMet(f"{waited} (--runtime.join_timeout_seconds)")
+        else:
+            time.sleep(0.1)
+    if place.problem:
+        raise UserError(place.problem)
+    return server, place
+
+
+_LINE = "distgan/line"
+
+
+def _read_place(content: bytes) -> Place:
+    """What rank 0 wrote to the table, which anybody who reaches it may write to; raises NotMet where it is something else."""
+    try:
+        job, addresses, problem = json.loads(content)
+        return Place(str(job), [(str(host), int(number)) for host, number in addresses], text_of(problem))
+    except (ValueError, TypeError, RecursionError):
+        raise NotMet("horovodrun's table does not say where rank 0 is") from None
+
+
+def ask(workers: Workers, path: str, value: bytes | None = None, seconds: float = 30.0) -> bytes | None:
+    """An entry of horovodrun's table, once it is set to a value if there is one; None where there is no such entry.
+
+    Raises:
+      OSError, http.client.HTTPException: horovodrun does not answer.
+    """
+    address, port = workers.table or ("", 0)
+    connection = http.client.HTTPConnection(address, port, timeout=seconds)
+    try:
+        connection.request("GET" if value is None else "PUT", f"/{path}", value)
+        answer = connection.getresponse()
+        return answer.read(2**20) if answer.status == http.HTTPStatus.OK else None
+    finally:
+        connection.close()
+
+
+def _connect_by_mpi(workers: Workers, limits: Limits, port: int, secret: str) -> Control:
+    """The same where Horovod has to start first, as there is no table."""
     with Deadline(
         limits.join_seconds, f"Horovod to start with {workers.world_size} workers (--runtime.join_timeout_seconds)"
     ):
@@ -47,8 +135,7 @@ def connect(workers: Workers, limits: Limits, port: int, secret: str = "") -> Co
         here, problem, server = None, "", None
         if workers.rank == 0:
             try:
-                hosts = ["127.0.0.1"] if workers.local_size == workers.world_size else own_addresses()
-                server, addresses = listen(port, hosts)
+                server, addresses = listen(port, _hosts(workers))
                 here = (secrets.token_hex(8), secrets.token_hex(16), addresses)
             except UserError as error:
                 problem = str(error)
@@ -69,6 +156,12 @@ def listen(port: int, hosts: Sequence[str]) -> tuple[Any, list[tuple[str, int]]]
     return server, [(host, server.getsockname()[1]) for host in hosts]
 
 
+def _hosts(workers: Workers) -> list[str]:
+    """The addresses at which the other workers reach this host, now or, of elastic ones, when they come."""
+    alone = workers.local_size == workers.world_size and not workers.elastic
+    return ["127.0.0.1"] if alone else own_addresses()
+
+
 def own_addresses() -> list[str]:
     """Numbers by which other workers may reach this host, the loopback last; of the interface that Gloo uses, if it is known."""
     interfaces = psutil.net_if_addrs()
@@ -84,6 +177,8 @@ def own_addresses() -> list[str]:
 
 class HorovodRuntime(Runtime):
     """One replica a worker."""
+
+    control: Any  # A line.
 
     def __init__(self, topology: Topology, line: Control, compression: str = "none", groups: int = 1):
         """Args: see --runtime.compression and --runtime.reduction_groups."""
@@ -130,7 +225,9 @@ class HorovodRuntime(Runtime):
 
     def close(self) -> None:
         super().close()
-        hvd.shutdown()
+        limit = self.control.limits.hang_seconds
+        with Deadline(limit, "Horovod to shut down"), waiting_for("Horovod to shut down"):
+            hvd.shutdown()
 
 
 def _parts(tensors: Sequence[tf.Tensor], count: int) -> list[list[tf.Tensor]]:

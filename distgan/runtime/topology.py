@@ -19,6 +19,7 @@ _MPI = (
 )
 _HOROVODRUN = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")
 _ELASTIC, _HOST = "HOROVOD_ELASTIC", "HOROVOD_HOSTNAME"
+_TABLE = ("HOROVOD_GLOO_RENDEZVOUS_ADDR", "HOROVOD_GLOO_RENDEZVOUS_PORT")
 _LAUNCHER = "DISTGAN_LAUNCHER"  # Set by the scripts of launch/ to their process number.
 # Where a cluster says only who a worker is, and not how many there are: Kubernetes' Indexed Job, and Slurm's srun.
 _INDICES = ("JOB_COMPLETION_INDEX", "SLURM_PROCID")
@@ -44,6 +45,8 @@ class Workers:
     """`host:port` of every worker (multiworker)."""
     elastic: bool = False
     """Whether workers may come and go (horovod)."""
+    table: tuple[str, int] | None = None
+    """Where horovodrun keeps a table of what its ranks tell each other, by HTTP; None under mpirun."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,15 @@ class Topology:
 
 def read_environment() -> dict[str, str]:
     """The variables that launchers set, and nothing else of the environment."""
-    names = {"TF_CONFIG", *_INDICES, *_HOROVODRUN, _ELASTIC, _HOST, *(name for names in _MPI for name in names)}
+    names = {
+        "TF_CONFIG",
+        *_INDICES,
+        *_HOROVODRUN,
+        *_TABLE,
+        _ELASTIC,
+        _HOST,
+        *(name for names in _MPI for name in names),
+    }
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
@@ -129,7 +140,8 @@ def find_workers(environment: Mapping[str, str], workers: int = 1, peers: str = 
             if elastic and (slot := re.fullmatch(r"127\.(0*)1", environment.get(_HOST, ""))):
                 local[0] += len(slot[1])  # launch/elastic.sh makes each slot of this machine a host of its own.
             reason = f"started by {launcher}" + (", elastic" if elastic else "")
-            return Workers("horovod", reason, numbers[0], numbers[1], local[0], local[1], elastic=elastic)
+            table = (environment[_TABLE[0]], _number(environment, _TABLE[1], 0)) if _TABLE[0] in environment else None
+            return Workers("horovod", reason, numbers[0], numbers[1], local[0], local[1], elastic=elastic, table=table)
     if "TF_CONFIG" in environment:
         return _from_tf_config(environment["TF_CONFIG"])
     if workers == 1 and not peers:
