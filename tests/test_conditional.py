@@ -55,7 +55,7 @@ def test_names_stay_with_the_classes(tmp_path, refused):
     distgan("train", *words, "--model.conditional", "--train.total_kimg=0.064")
     assert rows(run_dir)[-1]["progress/images_seen"] == 64
     # 8 rows of 8 images of 16x16 enlarged 3 times with a line between them, and 12 pixels for the names.
-    with Image.open(run_dir / "samples" / "000000.png") as grid:
+    with Image.open(run_dir / "samples" / "000000.064.png") as grid:
         assert grid.size == (8 * 17 * 3 - 3, 8 * (17 * 3 + 12) - 3)
     distgan("sample", f"--run_dir={run_dir}", "--sample.label=dark", "--sample.count=3", f"--out={tmp_path / 'x.npz'}")
     drawn = np.load(tmp_path / "x.npz")

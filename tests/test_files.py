@@ -66,7 +66,7 @@ def test_same_losses_and_samples(digits, tmp_path):
         run_dir = tmp_path / source
         flags = [f"--data.source={source}", f"--data.path={digits / path}", f"--data.cache_dir={tmp_path / 'cache'}"]
         distgan("train", f"--run_dir={run_dir}", *words, *flags)
-        found[source] = ([numbers(row) for row in rows(run_dir)], (run_dir / "samples" / "000000.png").read_bytes())
+        found[source] = ([numbers(row) for row in rows(run_dir)], (run_dir / "samples" / "000000.320.png").read_bytes())
     assert len(found["npz"][0]) == 20
     assert found["folder"] == found["npz"]
     assert found["zip"] == found["npz"]

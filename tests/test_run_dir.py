@@ -1,7 +1,10 @@
 """The run directory: what is written, who may write, and a disk that is read-only."""
 
 import json
+import re
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,7 +38,8 @@ def test_contents(finished):
         "checkpoints",
         "log.txt",
     }
-    assert {path.name for path in (run_dir / "samples").iterdir()} == {"000000.png", "reals.png"}
+    grids = {"000000.png", "000000.080.png", "000000.160.png"}
+    assert {path.name for path in (run_dir / "samples").iterdir()} == {*grids, "reals.png"}
     assert [path.name for path in sorted((run_dir / "checkpoints").iterdir())] == ["000000000080", "000000000160"]
     found = rows(run_dir)
     assert [row["progress/images_seen"] for row in found] == [32, 64, 96, 128, 160]
@@ -65,6 +69,30 @@ def test_contents(finished):
     assert "left  loss D" in err
     with Image.open(run_dir / "samples" / "reals.png") as picture:
         assert picture.size[0] >= 400
+
+
+@pytest.mark.parametrize(
+    ("interval", "step", "total"),
+    [
+        (16, 16, 5000),
+        (80, 16, 160),
+        (1000, 64, 20_000),
+        (500, 64, 20_000),
+        (999, 7, 9000),
+        (10, 2048, 50_000),
+        (5000, 96, 12_345),
+    ],
+)
+def test_no_grid_overwrites_another(interval, step, total):
+    """However often there is one; that of the first step in a kimg has the name of the kimg."""
+    steps = range(0, total + step, step)
+    due = [seen for seen in steps if seen // interval > (seen - step) // interval or seen >= total]
+    place = SimpleNamespace(path=Path("run"))
+    names = [RunDir.sample_path(place, seen, step).name for seen in due]
+    assert len(set(names)) == len(due)
+    assert names == sorted(names, key=lambda name: float(name.removesuffix(".png")))
+    whole = [name for seen, name in zip(due, names, strict=True) if seen % 1000 < step]
+    assert all(re.fullmatch(r"\d{6}\.png", name) for name in whole)
 
 
 def test_config_json(finished):
@@ -167,7 +195,8 @@ def test_sample(finished, tmp_path):
     out, _ = distgan("sample", f"--run_dir={run_dir}")
     assert "sample-000000-seed0.png" in out
     # The fixed grid of training is that of the run's seed.
-    assert (run_dir / "sample-000000-seed0.png").read_bytes() == (run_dir / "samples" / "000000.png").read_bytes()
+    last = (run_dir / "samples" / "000000.160.png").read_bytes()
+    assert (run_dir / "sample-000000-seed0.png").read_bytes() == last
 
 
 def test_sample_out(finished, refused, tmp_path):

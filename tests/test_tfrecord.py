@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import SMALL, distgan, finish, numbers, rows, start
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -110,6 +111,20 @@ def test_prepare_is_stopped_and_goes_on(prepared, tmp_path, sent, code):
     assert distgan(*words)[0] == f"{tmp_path} is prepared\n"
     _, err = distgan(*words, "--data.resolution=8", code=2)
     assert "was prepared otherwise: data.resolution=16 (now 8)" in err
+
+
+def test_two_that_prepare_one_folder(prepared, tmp_path):
+    """One writes; the other says so, or comes late enough to find all prepared."""
+    words = (*PREPARE, f"--out={tmp_path}")
+    with FileLock(tmp_path / ".lock"):
+        _, err = distgan(*words, code=2)
+    assert err == f"distgan: --out={tmp_path} is in use: another distgan prepare writes there\n"
+    processes = [start(*words) for _ in range(2)]
+    errors = [process.communicate(timeout=100)[1] for process in processes]
+    assert sorted(process.returncode for process in processes) in ([0, 0], [0, 2]), errors
+    assert not any("Traceback" in err for err in errors)
+    files = {path.name: path.read_bytes() for path in prepared.iterdir()}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
 @pytest.fixture

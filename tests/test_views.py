@@ -62,7 +62,8 @@ def test_tensorboard_has_the_rows(run_dir):
     assert [event.step for event in events.Images("samples/real_grid")] == [0]
     grids = events.Images("samples/ema_grid")
     assert {event.step for event in grids} == {0, 64, 128, 192, 256}
-    assert grids[-1].encoded_image_string == (run_dir / "samples" / "000000.png").read_bytes()
+    assert grids[-1].encoded_image_string == (run_dir / "samples" / "000000.256.png").read_bytes()
+    assert len(list((run_dir / "samples").glob("0*.png"))) == len(grids)
     with Image.open(io.BytesIO(grids[-1].encoded_image_string)) as picture:
         assert picture.size == (grids[-1].width, grids[-1].height)
 

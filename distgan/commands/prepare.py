@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from distgan import schema
@@ -31,6 +32,7 @@ from distgan.tracking.console import log
 from distgan.training.stopping import Stop
 
 _SETTINGS = "settings.json"  # While shards are missing: what those that are there were made by.
+_LOCK = ".lock"  # While somebody writes.
 _NAMED = 20  # How many bad files the manifest names.
 
 
@@ -104,14 +106,44 @@ def _prepare(options: Options, images: Images, out: Path, threads: int) -> None:
         "images_per_shard": options.images_per_shard,
         "input": images.fingerprint,
     }
-    if (out / tfrecord.MANIFEST).exists():
-        _same_settings(out / tfrecord.MANIFEST, settings, images)
-        print(f"{out} is prepared")
-        return
-    out.mkdir(parents=True, exist_ok=True)
+    if not _is_prepared(out, settings, images):
+        out.mkdir(parents=True, exist_ok=True)
+        with _alone(out):
+            if not _is_prepared(out, settings, images):
+                _make_shards(options, images, out, settings, threads)
+
+
+def _is_prepared(out: Path, settings: dict[str, Any], images: Images) -> bool:
+    if not (out / tfrecord.MANIFEST).exists():
+        return False
+    _same_settings(out / tfrecord.MANIFEST, settings, images)
+    print(f"{out} is prepared")
+    return True
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keeps other processes out of the folder.
+
+    Raises:
+      UserError: another one is in it.
+    """
+    lock = FileLock(out / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"--out={out} is in use: another distgan prepare writes there") from None
+    try:
+        yield
+        (out / _LOCK).unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _make_shards(options: Options, images: Images, out: Path, settings: dict[str, Any], threads: int) -> None:
     if (out / _SETTINGS).exists():
         _same_settings(out / _SETTINGS, settings, images)
-    elif any(out.iterdir()):
+    elif any(path.name != _LOCK for path in out.iterdir()):
         raise UserError(f"--out={out} holds other files")
     _write(out / _SETTINGS, json.dumps({"settings": settings}, indent=1).encode())
     firsts = range(0, images.num_images, options.images_per_shard)

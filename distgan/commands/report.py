@@ -261,7 +261,8 @@ def _curves(points: Mapping[str, tuple[np.ndarray, np.ndarray]], most: int) -> d
 def _pictures(run: Run, pictures: list[str], most: int) -> dict[str, Any]:
     """The run's grids of samples, at most so many, and its grid of real images."""
     folder = run.path / "samples"
-    grids = sorted((path for path in folder.glob("*.png") if path.stem.isdigit()), key=lambda path: int(path.stem))
+    kimgs = {path: float(path.stem) for path in folder.glob("*.png") if re.fullmatch(r"\d+(\.\d+)?", path.stem)}
+    grids = sorted(kimgs, key=lambda path: kimgs[path])
     if len(grids) > most:
         grids = [
             grids[number] for number in np.unique(np.linspace(0, len(grids) - 1, max(most, 1)).round().astype(int))
@@ -269,7 +270,7 @@ def _pictures(run: Run, pictures: list[str], most: int) -> dict[str, Any]:
     samples = []
     for path in grids:
         if (number := _embed(path, pictures)) is not None:
-            samples.append({"kimg": int(path.stem), "picture": number})
+            samples.append({"kimg": kimgs[path], "picture": number})
     reals = folder / "reals.png"
     return {"samples": samples, "reals": _embed(reals, pictures) if reals.exists() else None}
 

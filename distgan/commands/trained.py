@@ -77,11 +77,13 @@ def writing(out: Path) -> Iterator[Path]:
     """A temporary path beside `out`, for a file or folder that gets its name when the block ends well.
 
     Raises:
-      UserError: the disk is full or not writable.
+      UserError: the disk is full or not writable, or `out` is there by now.
     """
     temporary = out.with_name(f".tmp-{os.getpid()}-{out.name}")
     try:
         yield temporary
+        if os.path.lexists(out):
+            raise UserError(f"--out={out} exists: another process has made it meanwhile")
         temporary.rename(out)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from None

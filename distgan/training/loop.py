@@ -326,7 +326,7 @@ def write_samples(run: Run, sampler: Sampler, seen: int) -> None:
     if run.directory is None:
         return
     run.follow()
-    path = run.directory.sample_path(seen)
+    path = run.directory.sample_path(seen, run.images_per_step)
     numbers = range(_GRID_IMAGES)
     drawn, labels = sampler(run.config.seed, numbers), sampler.labels(numbers)
     with telling(run):

@@ -79,9 +79,10 @@ class RunDir:
                 raise UserError(f"--run_dir={path} cannot be written: {error.strerror}") from None
             raise
 
-    def sample_path(self, images_seen: int) -> Path:
-        """Where the grid of an image count lies."""
-        return self.path / "samples" / f"{images_seen // 1000:06d}.png"
+    def sample_path(self, images_seen: int, images_per_step: int) -> Path:
+        """Where the grid of an image count lies: `000160.png` of the first step in a kimg, `000160.512.png` of a later one."""
+        kimg, rest = divmod(images_seen, 1000)
+        return self.path / "samples" / (f"{kimg:06d}" + (f".{rest:03d}" if rest >= images_per_step else "") + ".png")
 
     def facts(self) -> dict[str, Any]:
         """The flat config, and what this start goes by: data, versions and git revision."""

@@ -534,16 +534,16 @@ function addSamples() {
   }
   const show = () => {
     const now = places[Number(slider.value)];
-    const words = `${tell(now)} kimg`;
+    const words = `${tell(now, 9)} kimg`;
     output.textContent = words;
     slider.setAttribute("aria-valuetext", words);
     for (const each of figures) {
       const sample = each.run.samples.findLast((candidate) => candidate.kimg <= now) ?? each.run.samples[0];
       if (sample === each.shown) continue;
       each.shown = sample;
-      each.place.textContent = `${tell(sample.kimg)} kimg`;
+      each.place.textContent = `${tell(sample.kimg, 9)} kimg`;
       each.image.src = source(sample.picture);
-      each.image.alt = `Samples of ${each.run.name} at ${tell(sample.kimg)} kimg`;
+      each.image.alt = `Samples of ${each.run.name} at ${tell(sample.kimg, 9)} kimg`;
     }
   };
   const slider = make("input", { type: "range", id: "samples-slider", min: 0, max: places.length - 1, step: 1,
