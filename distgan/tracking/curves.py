@@ -13,7 +13,6 @@ from distgan.tracking import json_lines
 
 _DIGITS = 5
 _LARGEST_FILE = 2**30
-_MOST_IMAGES = 1e15
 _LARGEST = 1e150  # Larger values are drawn as if they were not finite: differences and products of them would not be.
 
 
@@ -26,7 +25,6 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     return [
         {key: finite(value) for key, value in row.items() if value is None or json_lines.is_number(value)}
         for row in json_lines.read(path, json_lines.is_row)
-        if 0 <= row["progress/images_seen"] <= _MOST_IMAGES
     ]
 
 

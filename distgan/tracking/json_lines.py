@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,13 +19,14 @@ log = logging.getLogger("distgan")
 Check = Callable[[dict[str, Any]], bool]
 """Whether an object is what a line of the file holds."""
 _MOST_NAMED = 5
+_MOST_IMAGES = 1e15
 _LARGEST_BYTES = 2**30
 
 
 def is_row(content: dict[str, Any]) -> bool:
     """Whether an object is a row of metrics.jsonl: one with a place on the axis."""
-    seen = content.get("progress/images_seen", math.nan)
-    return is_number(seen) and math.isfinite(seen)
+    seen = content.get("progress/images_seen")
+    return is_number(seen) and 0 <= seen <= _MOST_IMAGES
 
 
 def is_number(value: Any) -> bool:
