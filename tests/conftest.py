@@ -29,6 +29,7 @@ ALONE = (
     "test_hub",
     "test_image",
     "test_launch_kubernetes",
+    "test_limits",
     "test_line",
     "test_moved",
     "test_pods",

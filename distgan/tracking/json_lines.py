@@ -25,7 +25,7 @@ _LARGEST_BYTES = 2**30
 
 def is_row(content: dict[str, Any]) -> bool:
     """Whether an object is a row of metrics.jsonl: one with a place on the axis."""
-    seen = content.get("progress/images_seen")
+    seen: Any = content.get("progress/images_seen")
     return is_number(seen) and 0 <= seen <= _MOST_IMAGES
 
 
