@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -123,6 +124,13 @@ def numbers(row):
     """A row without times, speeds and memory, and without the count of restarts."""
     varying = ("time/", "workers/", "throughput/", "memory/", "progress/restarts")
     return {key: value for key, value in row.items() if not key.startswith(varying)}
+
+
+def pytest_configure():
+    """Tests send signals to processes of their own, which must not inherit from `nohup` or a script that they ignore them."""
+    for each, usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(each) == signal.SIG_IGN:
+            signal.signal(each, usual)
 
 
 def pytest_addoption(parser):
