@@ -256,7 +256,8 @@ def test_batches_are_fetched_to_the_device(host, monkeypatch):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [SimpleNamespace(name="/device:CPU:0")])
     numbers = tf.data.Dataset.counter().map(lambda number: (tf.fill([2, 3], tf.cast(number, tf.int32)), number))
     iterator = runtime.distribute(numbers)
-    assert isinstance(iterator._dataset, type(numbers.prefetch(1)))  # Behind the copy, not before it.
+    assert not iterator._dataset.options().autotune.enabled
+    assert isinstance(iterator._dataset._input_dataset, type(numbers.prefetch(1)))  # Behind the copy, not before it.
 
     @tf.function
     def total(iterator, count):

@@ -74,7 +74,9 @@ class Runtime:
         gpus = tf.config.list_logical_devices("GPU")
         if gpus:
             dataset = dataset.apply(tf.data.experimental.prefetch_to_device(gpus[0].name, _DEVICE_BATCHES))
-        return iter(dataset.with_options(untuned()))
+        with tf.device(gpus[0].name if gpus else None):  # Where its last part lies: a dataset cannot be copied.
+            dataset = dataset.with_options(untuned())
+        return iter(dataset)
 
     def run(self, step: Step, batches: Any, ok: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs a step on every replica; the first one's results stand for all."""
