@@ -1,22 +1,29 @@
-"""Opening files that somebody else may have made: only regular ones, and no more of them than was asked for."""
+"""Reading files that somebody else may have made, and writing files that are whole whatever happens meanwhile.
+
+Only regular files are read, and no more of them than is asked for. Damaged ones are set aside, or made anew if they are caches.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import io
 import logging
 import math
 import os
+import shutil
 import stat
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 log = logging.getLogger("distgan")
 
+_ASIDE = ".corrupt"
 _SEAL = b"distgan sha256 "
 _SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -60,6 +67,41 @@ def read_bytes(path: str | Path, most_bytes: int) -> bytes:
     return content
 
 
+def set_aside(path: Path, keep: bool = False) -> Path:
+    """Gives a damaged file another name, so that it is not lost; with `keep` it has both. Returns its new place.
+
+    Raises:
+      OSError: it cannot be renamed.
+    """
+    names = (f"{path.name}{_ASIDE}" + (f".{number}" if number else "") for number in range(1000))
+    place = next((place for name in names if not (place := path.with_name(name)).exists()), None)
+    if place is None:
+        raise FileExistsError(errno.EEXIST, "1000 others of its name are set aside", str(path))
+    if keep:
+        shutil.copy2(path, place)
+        return place
+    return path.rename(place)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that is the old one or the new one, whatever happens meanwhile.
+
+    Raises:
+      OSError: it cannot be written; the old one is untouched.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
 class Damaged(ValueError):
     """A file that is not what it should be; says why."""
 
@@ -81,6 +123,20 @@ def read_sealed(path: Path) -> bytes | None:
         return content
     log.warning("%s is damaged, or of an earlier version: it is made anew", path)
     return None
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays to a sealed file of a cache; raises OSError where it cannot be written."""
+    made = io.BytesIO()
+    np.savez(made, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, sealed(made.getvalue()))
+
+
+def read_sealed_npz(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of the wanted arrays that a file of `write_npz` has; none where it is not there, or damaged."""
+    content = read_sealed(path)
+    return {} if content is None else read_npz(io.BytesIO(content), wanted)[0]
 
 
 def read_npz(file: BinaryIO, wanted: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:

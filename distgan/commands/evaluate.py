@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distgan import registry, schema
+from distgan import files, registry, schema
 from distgan.commands import trained
 from distgan.config import Config, DataConfig, EvaluationConfig, RuntimeConfig
 from distgan.data.contract import open_source
@@ -18,6 +18,8 @@ from distgan.schema import option, section
 from distgan.tracking import console, evaluations
 from distgan.tracking.console import log
 from distgan.training.run_dir import read_config
+
+_LARGEST_BYTES = 2**26  # Of a result.
 
 USAGE = " [RESULT ...]"
 MAX_WORDS = 100
@@ -204,9 +206,9 @@ def _read(path: Path) -> dict[str, Any]:
       UserError: it is none.
     """
     try:
-        found = _last(path) if path.is_dir() else evaluations.from_json(path.read_text())
+        found = _last(path) if path.is_dir() else evaluations.from_json(files.read_text(path, _LARGEST_BYTES))
         return {"name": str(path), "scores": dict(found["scores"]), "cards": dict(found["cards"])}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} holds no result of distgan evaluate: {error}") from None
 
 

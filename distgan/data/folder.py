@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import logging
 import os
@@ -254,8 +253,8 @@ def list_folder(root: Path, cache_dir: Path) -> tuple[Names, Counter[str]]:
       UserError: a folder cannot be read, or is linked into itself.
     """
     cached = cache_dir / f"files-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]}.npz"
-    if content := files.read_sealed(cached):
-        kept, _ = files.read_npz(io.BytesIO(content), _KEPT)
+    kept = files.read_sealed_npz(cached, _KEPT)
+    if len(kept) == len(_KEPT):
         names, passed_over = Names(kept["blob"], kept["ends"]), Counter(json.loads(str(kept["passed_over"])))
         folders = Names(kept["folder_blob"], kept["folder_ends"]).decoded()
         with contextlib.suppress(OSError):  # Where a folder is gone.
@@ -265,22 +264,16 @@ def list_folder(root: Path, cache_dir: Path) -> tuple[Names, Counter[str]]:
     _walk(os.fsencode(root), b"", (), listing)
     names = Names.of(sorted(listing.images))
     folders_listed = Names.of([name for name, _ in listing.folders])
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        temporary, made = cached.with_suffix(f".{os.getpid()}.npz"), io.BytesIO()
-        np.savez(
-            made,
-            blob=names.blob,
-            ends=names.ends,
-            passed_over=json.dumps(listing.passed_over),
-            folder_blob=folders_listed.blob,
-            folder_ends=folders_listed.ends,
-            times=np.array([time for _, time in listing.folders], np.int64),
-        )
-        temporary.write_bytes(files.sealed(made.getvalue()))
-        temporary.rename(cached)
-    except OSError:
-        pass  # A list that cannot be kept is made again.
+    found = {
+        "blob": names.blob,
+        "ends": names.ends,
+        "passed_over": json.dumps(listing.passed_over),
+        "folder_blob": folders_listed.blob,
+        "folder_ends": folders_listed.ends,
+        "times": np.array([time for _, time in listing.folders], np.int64),
+    }
+    with contextlib.suppress(OSError):  # A list that cannot be kept is made again.
+        files.write_npz(cached, found)
     return names, listing.passed_over
 
 

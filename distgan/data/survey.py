@@ -185,7 +185,9 @@ def _load(path: Path) -> Survey | None:
     if (content := files.read_sealed(path)) is None:
         return None
     values = json.loads(content)
-    return Survey(**{**values, "shape": tuple(values["shape"]), "notes": tuple(values["notes"])})
+    with contextlib.suppress(TypeError, KeyError):  # Another version's has other fields.
+        return Survey(**{**values, "shape": tuple(values["shape"]), "notes": tuple(values["notes"])})
+    return None
 
 
 @contextlib.contextmanager
@@ -199,11 +201,9 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with contextlib.suppress(OSError):  # What cannot be kept is worked out again.
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.rename(path)
+        files.write_whole(path, content)
 
 
 def say(name: str, lines: Sequence[str]) -> None:

@@ -104,10 +104,9 @@ def _indexed(
     states = np.array([[shard.stat().st_size, shard.stat().st_mtime_ns] for shard in shards], np.int64)
     named = f"{[str(shard.resolve()) for shard in shards]} {image_feature} {label_feature}"
     cached = cache_dir / f"distgan-index-{hashlib.sha256(named.encode()).hexdigest()[:16]}.npz"
-    if content := files.read_sealed(cached):
-        kept, _ = files.read_npz(io.BytesIO(content), ("table", "labels", "states"))
-        if np.array_equal(kept["states"], states):
-            return kept["table"], kept["labels"] if label_feature else None
+    kept = files.read_sealed_npz(cached, ("table", "labels", "states"))
+    if len(kept) == 3 and np.array_equal(kept["states"], states):
+        return kept["table"], kept["labels"] if label_feature else None
     log.info("%s: reads all records once, for an index that is kept in %s", shards[0].parent, cached)
     rows, labels = [], []
     for number, shard in enumerate(shards):
@@ -124,11 +123,7 @@ def _indexed(
         np.array(labels, np.int64), lambda index: f"record at {rows[index][1]} of {shards[rows[index][0]]}"
     )
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        temporary, made = cached.with_suffix(f".{os.getpid()}.npz"), io.BytesIO()
-        np.savez(made, table=table, labels=label_array, states=states)
-        temporary.write_bytes(files.sealed(made.getvalue()))
-        temporary.rename(cached)
+        files.write_npz(cached, {"table": table, "labels": label_array, "states": states})
     except OSError as error:
         raise UserError(
             f"{cached} cannot be written ({error.strerror}): choose where the index is kept by --data.cache_dir"

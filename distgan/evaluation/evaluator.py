@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import io
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from distgan.data.pixels import BadImage
 from distgan.data.source import Images, readable
 from distgan.errors import UserError
 from distgan.evaluation.features import CHUNK as FEATURES_CHUNK
-from distgan.evaluation.features import Features, write_whole
+from distgan.evaluation.features import Features
 from distgan.evaluation.metrics import Moments
 from distgan.evaluation.protocols import Collected, Metric
 from distgan.evaluation.sampling import CHUNK, Sampler, latents_key
@@ -346,14 +345,17 @@ def _kept_at(cache_dir: Path | None, side: Side, extractor: Features) -> Path | 
 
 
 def _load(path: Path, asked: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Any]:
-    if (content := files.read_sealed(path)) is None:
-        return {}
+    parts = {
+        (count, field): [
+            f"{count}/{part}" for part in (("count", "total", "outer") if field == "moments" else (field,))
+        ]
+        for count, field in asked
+    }
+    kept = files.read_sealed_npz(path, [name for names in parts.values() for name in names])
     found: dict[tuple[int, str], Any] = {}
-    for count, field in asked:
-        parts = ("count", "total", "outer") if field == "moments" else (field,)
-        kept, _ = files.read_npz(io.BytesIO(content), [f"{count}/{part}" for part in parts])
-        if len(kept) == len(parts):
-            number, *others = kept.values()
+    for (count, field), names in parts.items():
+        if kept.keys() >= set(names):
+            number, *others = (kept[name] for name in names)
             found[count, field] = Moments(int(number), *others) if field == "moments" else number
     return found
 
@@ -365,10 +367,7 @@ def _save(path: Path, known: Mapping[tuple[int, str], Any]) -> None:
             arrays |= {f"{count}/{part.name}": getattr(value, part.name) for part in dataclasses.fields(value)}
         else:
             arrays[f"{count}/{field}"] = value
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, files.sealed(buffer.getvalue()))
-    except (OSError, UserError) as error:  # What cannot be kept is worked out again.
+        files.write_npz(path, arrays)
+    except OSError as error:  # What cannot be kept is worked out again.
         log.warning("statistics of the reals are not kept: %s", error)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from distgan import files
 from distgan.data.source import Images
 from distgan.errors import UserError
 from distgan.registry import Table
@@ -170,12 +170,9 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
-        temporary.rename(path)
+        files.write_whole(path, data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise _unwritable(path, error) from None
 
 

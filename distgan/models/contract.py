@@ -152,9 +152,9 @@ class _Trial:
         if not tf.is_tensor(outputs):
             yield f"its outputs are a {type(outputs).__name__}, not a tensor"
         elif tuple(outputs.shape[1:]) not in self.allowed:
-            needed = " or ".join(str(["N", *each]).replace("'", "") for each in self.allowed)
+            needed = " or ".join(map(_batch_of, self.allowed))
             what = "images" if self.kind == "generator" else "logits"
-            yield f"its outputs are {str(['N', *outputs.shape[1:]]).replace(chr(39), '')}, not {what} {needed}"
+            yield f"its outputs are {_batch_of(outputs.shape[1:])}, not {what} {needed}"
         elif outputs.dtype != self.network.variable_dtype:
             yield f"its outputs are {outputs.dtype.name}: cast them to {self.network.variable_dtype}, self.variable_dtype"
 
@@ -277,6 +277,11 @@ def _recording(layers: Sequence[Any]) -> Iterator[list[Any]]:
 
 def _takes_context(layer: Any) -> bool:
     return "context" in inspect.signature(layer.call).parameters
+
+
+def _batch_of(shape: Sequence[int]) -> str:
+    """A shape with N in front: `[N, 1]`."""
+    return f"[{', '.join(['N', *map(str, shape)])}]"
 
 
 def _named(layer: Any) -> str:

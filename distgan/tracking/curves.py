@@ -12,7 +12,6 @@ import numpy as np
 from distgan.tracking import json_lines
 
 _DIGITS = 5
-_LARGEST_FILE = 2**30
 _LARGEST = 1e150  # Larger values are drawn as if they were not finite: differences and products of them would not be.
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from distgan import files
-from distgan.tracking import whole_files
 
 log = logging.getLogger("distgan")
 
@@ -87,9 +86,9 @@ def mend(path: Path, check: Check) -> dict[str, Any] | None:
     elif rest:
         os.truncate(path, path.stat().st_size - len(rest))
     if damaged:
-        aside = whole_files.set_aside(path, keep=True)
+        aside = files.set_aside(path, keep=True)
         whole = [line for number, line in enumerate(lines, 1) if number not in set(damaged)]
-        whole_files.write_whole(path, b"".join(line + b"\n" for line in whole))
+        files.write_whole(path, b"".join(line + b"\n" for line in whole))
         names = ", ".join(map(str, damaged[:_MOST_NAMED])) + (", ..." if len(damaged) > _MOST_NAMED else "")
         log.warning("%s is damaged in line %s: kept as %s, the other %d go on", path, names, aside.name, len(whole))
     return last

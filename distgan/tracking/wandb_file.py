@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distgan import files
-from distgan.tracking import json_lines, whole_files
+from distgan.tracking import json_lines
 
 log = logging.getLogger("distgan")
 
@@ -34,7 +34,7 @@ def write(run_dir: Path, content: Mapping[str, Any]) -> None:
     path = run_dir / NAME
     try:
         if path.exists() and not read(run_dir):
-            log.warning("%s is damaged: kept as %s", path, whole_files.set_aside(path).name)
-        whole_files.write_whole(path, json.dumps(content).encode() + b"\n")
+            log.warning("%s is damaged: kept as %s", path, files.set_aside(path).name)
+        files.write_whole(path, json.dumps(content).encode() + b"\n")
     except OSError as error:
         log.warning("%s cannot be written: %s", path, error.strerror)

@@ -21,7 +21,6 @@ from safetensors.numpy import load, save
 
 from distgan import files
 from distgan.errors import UserError
-from distgan.tracking import whole_files
 from distgan.tracking.console import log
 
 _MANIFEST = "manifest.json"
@@ -243,7 +242,7 @@ def damage(path: Path) -> str:
 
 def set_aside(path: Path) -> Path:
     """Renames a damaged checkpoint, so that it neither counts nor is lost; returns its new place."""
-    place = whole_files.set_aside(path)
+    place = files.set_aside(path)
     log.warning("checkpoint %s is set aside as %s", path, place.name)
     return place
 

@@ -22,7 +22,7 @@ from distgan.config import Config
 from distgan.errors import UserError
 from distgan.runtime import credentials
 from distgan.schedules import Schedule
-from distgan.tracking import wandb_file, whole_files
+from distgan.tracking import wandb_file
 from distgan.tracking.console import log
 from distgan.training import checkpoint
 from distgan.training.checkpoint import Checkpoint
@@ -192,7 +192,7 @@ class RunDir:
                 )
             starts = old["starts"]
             if _is_damaged(path):
-                aside = whole_files.set_aside(path, keep=True)
+                aside = files.set_aside(path, keep=True)
                 log.warning("%s is damaged: kept as %s, the newest checkpoint has the config too", path, aside.name)
             if starts and (changes := _changes(starts[-1]["versions"], versions())):
                 log.warning("%s since this run's last start: its numbers may differ from here on by rounding", changes)
@@ -207,7 +207,7 @@ class RunDir:
         return len(starts)
 
     def _write_config(self, folder: Path) -> None:
-        whole_files.write_whole(folder / "config.json", json.dumps(self._content, indent=1).encode() + b"\n")
+        files.write_whole(folder / "config.json", json.dumps(self._content, indent=1).encode() + b"\n")
 
 
 def _is_open_as(handle: int, path: Path) -> bool:
