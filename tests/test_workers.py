@@ -112,7 +112,7 @@ def test_what_horovod_refuses(tmp_path, taken, refused):
     _, err = script("horovod.sh", *HOROVOD_WORDS, *words, f"--runtime.control_port={taken}", code=2)
     assert f"--runtime.control_port={taken} cannot be listened on" in told([err])[0]
     _, err = script("horovod.sh", *HOROVOD_WORDS, *words, "--train.global_bath=3", code=2)
-    assert "did you mean 'train.global_batch'" in told([err])[0]
+    assert "did you mean --train.global_batch?" in told([err])[0]
     assert "needs to be started by horovodrun or mpirun" in refused(*words, "--strategy=horovod")
     package = tmp_path / "packages" / "horovod"
     package.mkdir(parents=True)
