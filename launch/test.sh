@@ -55,17 +55,17 @@ for word; do # Else pytest would take the word behind a bare --soak for its numb
   [ "$word" = --soak ] && word=--soak=30
   set -- "$@" "$word"
 done
-# Most tests run side by side, each file in one process; those that would disturb each other run after them.
+# Files of tests run side by side; those that count seconds run behind all others.
 nothing=5 # What pytest ends with where no test is chosen.
 outcome=$nothing
 run() {
   local code=0
-  python -m pytest "${ignored[@]}" "$@" || code=$?
+  python -m pytest -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=30 --durations-min=10 "${ignored[@]}" "$@" || code=$?
   case $outcome in
     0) [ $code = $nothing ] || outcome=$code ;;
     "$nothing") outcome=$code ;;
   esac
 }
-run -m "not alone" -n logical --maxprocesses=4 --dist=loadfile "$@"
-run -m alone "$@"
+run -m "not timed" "$@"
+run -m timed "$@"
 exit $outcome

@@ -15,31 +15,18 @@ from distgan import cli
 from distgan.runtime import devices
 
 REPOSITORY = Path(__file__).parent.parent
-# These measure time, stop processes in the midst of something, or take names and ports of the machine's network:
-# launch/test.sh runs them one after the other, and all others side by side.
-ALONE = (
-    "test_benchmark",
-    "test_cli",
-    "test_credentials",
-    "test_digits",
+# These count seconds: a signal's answer, an end, a worker that is late. launch/test.sh runs them behind all others, which
+# keep the machine busy.
+TIMED = (
     "test_elastic",
     "test_ends",
     "test_gpu_packages",
     "test_heartbeat",
-    "test_hosts",
-    "test_hub",
-    "test_image",
-    "test_launch_kubernetes",
     "test_limits",
-    "test_line",
     "test_moved",
-    "test_pods",
-    "test_resume",
     "test_signals",
     "test_streams",
     "test_survive",
-    "test_wandb",
-    "test_workers",
 )
 SMALL = ("--model.width=4", "--train.global_batch=16", "--tracking.wandb=disabled")
 
@@ -146,10 +133,10 @@ def soak(request):
 
 @pytest.hookimpl(tryfirst=True)  # Before pytest chooses by markers.
 def pytest_collection_modifyitems(config, items):
-    """Marks those of ALONE, and leaves the long ones to `bash launch/test.sh --soak`."""
+    """Marks those of TIMED, and leaves the long ones to `bash launch/test.sh --soak`."""
     for item in items:
-        if item.path.stem in ALONE:
-            item.add_marker(pytest.mark.alone)
+        if item.path.stem in TIMED:
+            item.add_marker(pytest.mark.timed)
     if not config.getoption("--soak"):
         long = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=long)
