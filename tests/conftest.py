@@ -97,9 +97,9 @@ def finish_all(processes, code=0, seconds=300):
             process.communicate()
 
 
-def distgan(*words, code=0):
+def distgan(*words, code=0, seconds=300):
     """Runs `distgan` to its end in a process of its own."""
-    return finish(start(*words), code)
+    return finish(start(*words), code, seconds)
 
 
 def rows(run_dir):

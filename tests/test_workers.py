@@ -241,7 +241,7 @@ def test_what_the_build_for_gpus_needs(tmp_path):
 
 
 def test_equivalence_of_this_machine():
-    out, _ = distgan("doctor", "--equivalence", "--runtime.logical_cpus=2")
+    out, _ = distgan("doctor", "--equivalence", "--runtime.logical_cpus=2", seconds=900)
     assert "mirrored (auto: 2 logical CPUs found): 2 replicas against one, in float64" in out
     assert out.strip().endswith("verdict: the same run")
 
