@@ -55,7 +55,7 @@ for word; do # Else pytest would take the word behind a bare --soak for its numb
   [ "$word" = --soak ] && word=--soak=30
   set -- "$@" "$word"
 done
-# Files of tests run side by side; those that count seconds run behind all others.
+# Test files run side by side. Those that measure time limits run after all others, on a quieter machine.
 nothing=5 # What pytest ends with where no test is chosen.
 outcome=$nothing
 run() {

@@ -15,12 +15,11 @@ from distgan import cli
 from distgan.runtime import devices
 
 REPOSITORY = Path(__file__).parent.parent
-# These count seconds: a signal's answer, an end, a worker that is late. launch/test.sh runs them behind all others, which
-# keep the machine busy.
+# These files measure time limits: how fast a signal is answered, a run ends, or a late worker is noticed. launch/test.sh runs
+# them after all others, which keep the machine busy.
 TIMED = (
     "test_elastic",
     "test_ends",
-    "test_gpu_packages",
     "test_heartbeat",
     "test_limits",
     "test_moved",
@@ -133,7 +132,7 @@ def soak(request):
 
 @pytest.hookimpl(tryfirst=True)  # Before pytest chooses by markers.
 def pytest_collection_modifyitems(config, items):
-    """Marks those of TIMED, and leaves the long ones to `bash launch/test.sh --soak`."""
+    """Marks the tests of TIMED files, and leaves the long ones to `bash launch/test.sh --soak`."""
     for item in items:
         if item.path.stem in TIMED:
             item.add_marker(pytest.mark.timed)

@@ -201,7 +201,8 @@ class _Trial:
 
     def _unknown_variables(self, trial: Any) -> Iterator[str]:
         known = {id(each) for v in self.network.variables for each in _components(v.value)}
-        for variable in sorted(trial.graph.variables, key=lambda variable: variable.name):  # A set has no order.
+        # TensorFlow gives them in any order.
+        for variable in sorted(trial.graph.variables, key=lambda variable: variable.name):
             if not {id(each) for each in _components(variable)} & known:
                 yield (
                     f"it computes with the variable {variable.name}, which is none of its own, so that it would neither be "
